@@ -260,3 +260,146 @@ fn reduce(kind: ReduceKind, x: &[f64], nest: Nest<2>, out: &mut [f64]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Builder;
+    use crate::dim::Dim;
+
+    fn t(shape: &[usize], data: &[f64]) -> Tensor {
+        Tensor::from_f64(DType::F64, shape, data).unwrap()
+    }
+    fn axes(names: &[&str]) -> Vec<Axis> {
+        names.iter().map(|n| Axis::sym(*n)).collect()
+    }
+    fn f32s(names: &[&str]) -> Type {
+        Type::new(DType::F32, axes(names))
+    }
+    fn eval1(b: Builder, out: Var, inputs: &[Tensor]) -> Result<Tensor, Error> {
+        let mut b = b;
+        b.result("out", out);
+        evaluate(&b.finish(), inputs, &Bindings::new()).map(|mut v| v.remove(0))
+    }
+    fn count(n: usize) -> Vec<f64> {
+        (0..n).map(|i| i as f64).collect()
+    }
+
+    #[test]
+    fn elementwise_matches_axes_by_name() {
+        let mut b = Builder::new("f");
+        let (x, y) = (b.param("x", f32s(&["I", "J"])), b.param("y", f32s(&["J", "K"])));
+        let z = b.mul(x, y).unwrap();
+        let got = eval1(b, z, &[t(&[2, 2], &[1.0, 2.0, 3.0, 4.0]), t(&[2, 3], &[1.0, 2.0, 3.0, 10.0, 20.0, 30.0])]).unwrap();
+        assert_eq!(got.shape(), [2, 2, 3]);
+        assert_eq!(got.to_f64(), [1.0, 2.0, 3.0, 20.0, 40.0, 60.0, 3.0, 6.0, 9.0, 40.0, 80.0, 120.0]);
+    }
+
+    #[test]
+    fn every_elementwise_operation_means_its_eval() {
+        for op in Elementwise::ALL {
+            let mut b = Builder::new("f");
+            let dtype = |i: usize| match op {
+                Elementwise::And | Elementwise::Or | Elementwise::Not => DType::Bool,
+                Elementwise::Select if i == 0 => DType::Bool,
+                _ => DType::F64,
+            };
+            let n = op.arity();
+            let args: Vec<Var> = (0..n).map(|i| b.param(format!("x{i}"), Type::new(dtype(i), axes(&["I"])))).collect();
+            let vals: Vec<Vec<f64>> = (0..n).map(|i| if dtype(i) == DType::Bool { vec![0.0, 1.0] } else { vec![op.domain(i).0 * 0.7 + op.domain(i).1 * 0.3, op.domain(i).1] }).collect();
+            let inputs: Vec<Tensor> = (0..n).map(|i| Tensor::from_f64(dtype(i), &[2], &vals[i]).unwrap()).collect();
+            let out = b.elementwise(op, &args).unwrap();
+            let want: Vec<f64> = (0..2).map(|k| op.eval(&vals.iter().map(|v| v[k]).collect::<Vec<_>>())).collect();
+            assert_eq!(eval1(b, out, &inputs).unwrap().to_f64(), want, "{}", op.name());
+        }
+    }
+
+    #[test]
+    fn reductions_and_their_identities() {
+        for (kind, want, empty) in [(ReduceKind::Sum, [9.0, 12.0], 0.0), (ReduceKind::Max, [5.0, 6.0], crate::tile::LOWEST)] {
+            let mut b = Builder::new("f");
+            let x = b.param("x", f32s(&["I", "J"]));
+            let r = b.push(Prim::Reduce(kind, vec!["I".into()]), &[x]).unwrap();
+            let full = b.push(Prim::Reduce(kind, vec!["J".into(), "I".into()]), &[x]).unwrap();
+            b.result("full", full);
+            assert_eq!(eval1(b.clone(), full, &[t(&[0, 2], &[])]).unwrap().to_f64(), [empty]);
+            b.clear_results();
+            assert_eq!(eval1(b, r, &[t(&[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]).unwrap().to_f64(), want);
+        }
+    }
+
+    #[test]
+    fn contraction_with_one_sided_sums() {
+        let mut b = Builder::new("f");
+        let (x, y) = (b.param("x", f32s(&["I", "D"])), b.param("y", f32s(&["D", "E", "J"])));
+        // E is summed and only in y.
+        let z = b.contract(x, y, &["D".into(), "E".into()]).unwrap();
+        let got = eval1(b, z, &[t(&[1, 2], &[1.0, 10.0]), t(&[2, 2, 1], &[1.0, 2.0, 3.0, 4.0])]).unwrap();
+        assert_eq!((got.shape(), got.to_f64()), (&[1, 1][..], vec![73.0]));
+    }
+
+    #[test]
+    fn movements() {
+        let one = |m: Movement, ty: Type, x: Tensor| {
+            let mut b = Builder::new("f");
+            let v = b.param("x", ty);
+            let out = b.movement(m, &[v]).unwrap();
+            let got = eval1(b, out, &[x]).unwrap();
+            (got.shape().to_vec(), got.to_f64())
+        };
+        let fixed = |n: &str, s: i64| Axis::new(n, Dim::fixed(s));
+        let ijk = || Type::new(DType::F32, vec![fixed("i", 2), fixed("j", 2), fixed("k", 3)]);
+        let x = || t(&[2, 2, 3], &count(12));
+        let n = |s: &[&str]| s.iter().map(|n| (*n).into()).collect::<Vec<crate::dim::Name>>();
+        assert_eq!(one(Movement::Permute(n(&["k", "i", "j"])), ijk(), x()), (vec![3, 2, 2], vec![0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]));
+        assert_eq!(one(Movement::Merge { axes: n(&["k", "i"]), into: fixed("m", 6) }, ijk(), x()), (vec![6, 2], vec![0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]));
+        assert_eq!(one(Movement::Split { axis: "k".into(), into: vec![fixed("p", 3), fixed("q", 1)] }, ijk(), x()), (vec![2, 2, 3, 1], count(12)));
+        assert_eq!(one(Movement::Slice { axis: "k".into(), to: fixed("s", 2), start: Dim::fixed(1) }, ijk(), x()), (vec![2, 2, 2], vec![1., 2., 4., 5., 7., 8., 10., 11.]));
+        assert_eq!(one(Movement::Index { axis: "j".into(), at: Dim::fixed(1) }, ijk(), x()), (vec![2, 3], vec![3., 4., 5., 9., 10., 11.]));
+        assert_eq!(one(Movement::Broadcast(vec![fixed("b", 2)]), Type::new(DType::F32, vec![fixed("i", 2)]), t(&[2], &[1., 2.])), (vec![2, 2], vec![1., 2., 1., 2.]));
+        let mut b = Builder::new("f");
+        let (p, q) = (b.param("p", Type::new(DType::F32, vec![fixed("i", 2), fixed("j", 1)])), b.param("q", Type::new(DType::F32, vec![fixed("i", 2), fixed("k", 2)])));
+        let c = b.movement(Movement::Concat { axes: n(&["j", "k"]), into: fixed("c", 3) }, &[p, q]).unwrap();
+        let s = b.movement(Movement::Stack(fixed("s", 2)), &[c, c]).unwrap();
+        assert_eq!(eval1(b, s, &[t(&[2, 1], &[1., 2.]), t(&[2, 2], &[3., 4., 5., 6.])]).unwrap().to_f64(), [1., 1., 3., 3., 4., 4., 2., 2., 5., 5., 6., 6.]);
+    }
+
+    #[test]
+    fn only_narrowing_conversions_round() {
+        let mut b = Builder::new("f");
+        let x = b.param("x", Type::scalar(DType::BF16));
+        let c = b.constant(1.0 + 1.0 / 1024.0, DType::BF16);
+        let y = b.mul(x, c).unwrap();
+        let wide = b.elementwise(Elementwise::Convert(DType::F32), &[y]).unwrap();
+        let narrow = b.elementwise(Elementwise::Convert(DType::BF16), &[wide]).unwrap();
+        b.result("wide", wide);
+        b.result("narrow", narrow);
+        let got = evaluate(&b.finish(), &[t(&[], &[1.0])], &Bindings::new()).unwrap();
+        assert_eq!((got[0].to_f64()[0], got[1].to_f64()[0]), (1.0 + 1.0 / 1024.0, 1.0));
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong() {
+        let mut b = Builder::new("f");
+        let x = b.param("x", f32s(&["I"]));
+        let y = b.movement(Movement::Slice { axis: "I".into(), to: Axis::new("S", Dim::fixed(2)), start: Dim::fixed(3) }, &[x]).unwrap();
+        let size = b.size(Dim::sym("N"), DType::F32).unwrap();
+        let z = b.mul(y, size).unwrap();
+        let message = |inputs: &[Tensor], dims: &Bindings| {
+            let mut b = b.clone();
+            b.result("z", z);
+            evaluate(&b.finish(), inputs, dims).unwrap_err().message
+        };
+        let none = Bindings::new();
+        assert_eq!(message(&[], &none), "f takes 1 inputs (x), but 0 given");
+        assert!(message(&[t(&[2, 2], &count(4))], &none).contains("input `x` has shape [2, 2]"));
+        assert!(message(&[Tensor::from_f64(DType::I32, &[2], &count(2)).unwrap()], &none).contains("parameter `x` is f32[I]"));
+        assert_eq!(message(&[t(&[4], &count(4))], &none), "f: slice: elements 3..5 of axis `I`, which has 4 (of `x`: f32[I])");
+        assert!(message(&[t(&[5], &count(5))], &none).contains("size: dimension `N` has no number"));
+        let mut f = b.clone().finish();
+        f.results = vec![crate::graph::Port { name: "z".into(), var: z }];
+        let all = evaluate_all(&f, &[t(&[5], &count(5))], &[("N".into(), 2)].into()).unwrap();
+        assert_eq!(all[z.index()].as_ref().unwrap().to_f64(), [6.0, 8.0]);
+        assert_eq!(all[y.index()].as_ref().unwrap().to_f64(), [3.0, 4.0]);
+    }
+}
