@@ -2,7 +2,7 @@
 //! evaluators need and the one measure of error that tests use.
 
 use crate::diagnostic::Error;
-use crate::types::DType;
+use crate::types::{DType, to_odd};
 use half::{bf16, f16};
 
 /// Elements, in the type that they have in memory.
@@ -77,8 +77,8 @@ impl Tensor {
         let data = match dtype {
             DType::F64 => TensorData::F64(data.to_vec()),
             DType::F32 => TensorData::F32(data.iter().map(|x| *x as f32).collect()),
-            DType::BF16 => TensorData::BF16(data.iter().map(|x| bf16::from_f64(*x)).collect()),
-            DType::F16 => TensorData::F16(data.iter().map(|x| f16::from_f64(*x)).collect()),
+            DType::BF16 => TensorData::BF16(data.iter().map(|x| bf16::from_f32(to_odd(*x))).collect()),
+            DType::F16 => TensorData::F16(data.iter().map(|x| f16::from_f32(to_odd(*x))).collect()),
             DType::I32 => TensorData::I32(data.iter().map(|x| *x as i32).collect()),
             DType::Bool => TensorData::Bool(data.iter().map(|x| u8::from(*x != 0.0)).collect()),
         };

@@ -1,5 +1,7 @@
 //! The compositions of `nn`, evaluated by the reference, against answers made with PyTorch and diffusers in float64.
 
+#![allow(clippy::unwrap_used)] // tests panic to fail
+
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::{Bindings, Dim, Name};

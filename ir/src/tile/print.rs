@@ -94,10 +94,8 @@ impl<'a> Printer<'a> {
         let mut taken = HashSet::new();
         let mut names = vec![String::new(); p.values.len()];
         for v in order {
-            if let Some(info) = p.values.get(v.index()) {
-                if nested[v.index()].is_none() && names[v.index()].is_empty() {
-                    names[v.index()] = unique(info.name.as_deref().unwrap_or("t"), &mut taken);
-                }
+            if let Some(info) = p.values.get(v.index()).filter(|_| nested[v.index()].is_none() && names[v.index()].is_empty()) {
+                names[v.index()] = unique(info.name.as_deref().unwrap_or("t"), &mut taken);
             }
         }
         for (i, n) in names.iter_mut().enumerate().filter(|(_, n)| n.is_empty()) {

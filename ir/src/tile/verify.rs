@@ -97,10 +97,11 @@ impl Check<'_> {
             if a.extent() == 0 {
                 self.error(format!("axis `{}` has tiles without elements", a.name));
             }
-            if let Role::Full(n) = a.role {
-                if a.size.as_fixed() != Some(n as i64) {
+            match a.role {
+                Role::Full(n) if a.size.as_fixed() != Some(n as i64) => {
                     self.error(format!("axis `{}` is full with {n} elements, but its size is {}", a.name, a.size));
                 }
+                _ => {}
             }
         }
         if !p.buffers.is_sorted_by_key(|b| b.access == Access::Output) {
@@ -476,7 +477,10 @@ mod tests {
         }), "filled with NaN");
         has(broken(|p| {
             for s in &mut inner(p).body {
-                if let Stmt::Let(_, Op::Map(e, _)) = s { if *e == Elementwise::Sub { *e = Elementwise::Lt } }
+                match s {
+                    Stmt::Let(_, Op::Map(e, _)) if *e == Elementwise::Sub => *e = Elementwise::Lt,
+                    _ => {}
+                }
             }
         }), "but lt gives bool");
     }
