@@ -1,0 +1,6 @@
+//! Differentiation.
+
+pub mod activity;
+pub mod jvp;
+
+pub use jvp::jvp;

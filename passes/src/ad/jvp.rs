@@ -1,0 +1,183 @@
+//! Forward-mode differentiation: `f(x) => f(x), ∂f(x)·x.t`.
+//!
+//! The rules are the kinds of the primitives (`ir::prim`); nothing here is written for one operation except the maximum,
+//! whose tangent is that of the elements that attain it. Primal equations stay as they are; an inactive value has no tangent
+//! at all, so nothing is ever multiplied by zero. Each new equation says which rule made it.
+
+use super::activity;
+use ir::builder::Builder;
+use ir::diagnostic::Error;
+use ir::dim::Name;
+use ir::graph::{Eqn, Function, Var};
+use ir::prim::{Elementwise, Kind, Movement, Prim, ReduceKind};
+
+/// The Jacobian-vector product of `f` along the parameters `wrt`.
+///
+/// The result has `f`'s parameters, then `NAME.t` for each of `wrt`, of its shape; `f`'s results, then `NAME.t` for each
+/// result that depends differentiably on one of `wrt`. Applied twice, suffixes add up: `q.t.t`.
+///
+/// # Errors
+/// A name in `wrt` that is no parameter, is named twice, or is not a float; and `wrt` of which no result depends.
+pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
+    let mut seeds = vec![];
+    for (i, name) in wrt.iter().enumerate() {
+        let names = || f.params.iter().map(|p| &*p.name).collect::<Vec<_>>().join(", ");
+        let v = f.param(name).ok_or_else(|| {
+            Error::new(format!("jvp: `{name}` is not a parameter of `{}`", f.name)).hint(format!("its parameters are {}", names()))
+        })?;
+        if wrt[..i].contains(name) {
+            return Err(Error::new(format!("jvp: `{name}` is named twice")));
+        }
+        if !f.ty(v).dtype.is_float() {
+            return Err(Error::new(format!("jvp: `{name}` is {}, and only floats have tangents", f.ty(v))));
+        }
+        seeds.push(v);
+    }
+    let active = activity::active(f, &seeds);
+    if !f.results.iter().any(|r| active[r.var.index()]) {
+        return Err(Error::new(format!("jvp: no result of `{}` depends differentiably on {}", f.name, wrt.join(", "))));
+    }
+
+    let mut b = Builder::extend(f.clone());
+    let results = b.clear_results();
+    let mut tangent: Vec<Option<Var>> = vec![None; f.vars.len()];
+    for (v, name) in seeds.iter().zip(wrt) {
+        let t = b.param(format!("{name}.t"), f.ty(*v).clone());
+        if active[v.index()] {
+            tangent[v.index()] = Some(t);
+        }
+    }
+    for e in f.eqns.iter().filter(|e| active[e.out.index()]) {
+        b.origin = Some(format!("jvp:{}", e.op.name()).into());
+        b.span = e.span;
+        let t = equation(&mut b, f, e, &tangent)?;
+        if let (Some(t), Some(name)) = (t, &f.vars[e.out.index()].name) {
+            b.name(t, format!("{name}.t"));
+        }
+        tangent[e.out.index()] = t;
+    }
+    b.origin = None;
+    for r in &results {
+        b.result(r.name.clone(), r.var);
+    }
+    for r in &results {
+        if let Some(t) = tangent[r.var.index()] {
+            let order: Vec<Name> = f.ty(r.var).axes.iter().map(|a| a.name.clone()).collect();
+            let t = b.permute(t, &order)?;
+            b.result(format!("{}.t", r.name), t);
+        }
+    }
+    let mut g = b.finish();
+    g.name = format!("{}.jvp", f.name).into();
+    Ok(g)
+}
+
+/// The tangent of one equation's result; `None` if no operand has one.
+fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> Result<Option<Var>, Error> {
+    let t: Vec<Option<Var>> = e.args.iter().map(|a| tangent[a.index()]).collect();
+    let terms = match &e.op {
+        Prim::Elementwise(op) => match op.kind() {
+            Kind::Zero => vec![],
+            Kind::Linear => return linear(b, f, e, *op, &t),
+            Kind::Bilinear => product_rule(b, e, &t)?,
+            Kind::Partials => {
+                let mut terms = vec![];
+                for (i, ti) in t.iter().enumerate() {
+                    let Some(ti) = ti else { continue };
+                    let Some(p) = op.partial(b, i, &e.args, e.out)? else { continue };
+                    terms.push(b.mul(p, *ti)?);
+                }
+                terms
+            }
+        },
+        Prim::Contract(_) => product_rule(b, e, &t)?,
+        Prim::Reduce(ReduceKind::Sum, _) => match t[0] {
+            Some(t) => vec![b.push(e.op.clone(), &[t])?],
+            None => vec![],
+        },
+        Prim::Reduce(ReduceKind::Max, axes) => match t[0] {
+            Some(t) => vec![attained(b, e, axes, t)?],
+            None => vec![],
+        },
+        Prim::Movement(Movement::Concat { .. } | Movement::Stack(_)) => {
+            let mut args = vec![];
+            for (a, t) in e.args.iter().zip(&t) {
+                args.push(match t {
+                    Some(t) => *t,
+                    None => zeros(b, *a)?,
+                });
+            }
+            vec![b.push(e.op.clone(), &args)?]
+        }
+        Prim::Movement(_) => match t[0] {
+            Some(t) => vec![b.push(e.op.clone(), &[t])?],
+            None => vec![],
+        },
+        Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => vec![],
+    };
+    let mut terms = terms.into_iter();
+    let Some(mut sum) = terms.next() else { return Ok(None) };
+    for term in terms {
+        sum = b.add(sum, term)?;
+    }
+    Ok(Some(widen(b, sum, e.out)?))
+}
+
+/// The operation on the tangents, absent ones left out.
+fn linear(b: &mut Builder, f: &Function, e: &Eqn, op: Elementwise, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
+    let d = f.ty(e.out).dtype;
+    let out = match (op, t) {
+        (Elementwise::Select, [_, x, y]) => {
+            let zero = b.constant(0.0, d);
+            b.elementwise(op, &[e.args[0], x.unwrap_or(zero), y.unwrap_or(zero)])?
+        }
+        (Elementwise::Add, [Some(x), None] | [None, Some(x)]) | (Elementwise::Sub, [Some(x), None]) => *x,
+        (Elementwise::Sub, [None, Some(y)]) => b.elementwise(Elementwise::Neg, &[*y])?,
+        (_, t) => match t.iter().copied().collect::<Option<Vec<Var>>>() {
+            Some(args) => b.elementwise(op, &args)?,
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(widen(b, out, e.out)?))
+}
+
+/// `op(a.t, b) + op(a, b.t)`.
+fn product_rule(b: &mut Builder, e: &Eqn, t: &[Option<Var>]) -> Result<Vec<Var>, Error> {
+    let mut terms = vec![];
+    if let Some(t) = t[0] {
+        terms.push(b.push(e.op.clone(), &[t, e.args[1]])?);
+    }
+    if let Some(t) = t[1] {
+        terms.push(b.push(e.op.clone(), &[e.args[0], t])?);
+    }
+    Ok(terms)
+}
+
+/// The tangent of a maximum: that of the elements that attain it, averaged over ties.
+fn attained(b: &mut Builder, e: &Eqn, axes: &[Name], t: Var) -> Result<Var, Error> {
+    let d = b.dtype(e.out);
+    let (zero, one) = (b.constant(0.0, d), b.constant(1.0, d));
+    let hit = b.elementwise(Elementwise::Eq, &[e.args[0], e.out])?;
+    let count = b.elementwise(Elementwise::Select, &[hit, one, zero])?;
+    let picked = b.elementwise(Elementwise::Select, &[hit, t, zero])?;
+    let (count, picked) = (b.reduce_sum(count, axes)?, b.reduce_sum(picked, axes)?);
+    // All elements below the identity attain nothing.
+    let count = b.elementwise(Elementwise::Max, &[count, one])?;
+    b.div(picked, count)
+}
+
+/// Zeros of `like`'s type: the tangent of an operand that does not move, beside operands that do.
+fn zeros(b: &mut Builder, like: Var) -> Result<Var, Error> {
+    let ty = b.ty(like).clone();
+    let zero = b.constant(0.0, ty.dtype);
+    if ty.axes.is_empty() { Ok(zero) } else { b.movement(Movement::Broadcast(ty.axes), &[zero]) }
+}
+
+/// `t` with all axes of its primal `like`, in its order: a tangent has its primal's shape.
+fn widen(b: &mut Builder, t: Var, like: Var) -> Result<Var, Error> {
+    let want = b.ty(like).axes.clone();
+    let missing: Vec<_> = want.iter().filter(|a| !b.ty(t).has(&a.name)).cloned().collect();
+    let t = if missing.is_empty() { t } else { b.movement(Movement::Broadcast(missing), &[t])? };
+    let order: Vec<Name> = want.into_iter().map(|a| a.name).collect();
+    b.permute(t, &order)
+}

@@ -1,0 +1,3 @@
+//! Programs to programs. Each pass is a pure function; no pass knows a layer.
+
+pub mod ad;
