@@ -112,6 +112,10 @@ impl Dim {
         let inv = Term { powers: t.powers.iter().map(|(n, p)| (n.clone(), -p)).collect(), num: t.den * t.num.signum(), den: t.num.abs() };
         Some(Dim::from_terms(self.0.iter().map(|s| Dim::product(s, &inv))))
     }
+    /// The monomials, in canonical order: numerator and denominator of the coefficient, names with their powers.
+    pub fn monomials(&self) -> impl Iterator<Item = (i64, i64, &[(Name, i32)])> {
+        self.0.iter().map(|t| (t.num, t.den, t.powers.as_slice()))
+    }
     /// All names that occur, sorted, each once.
     pub fn symbols(&self) -> Vec<Name> {
         let mut v: Vec<Name> = self.0.iter().flat_map(|t| t.powers.iter().map(|(n, _)| n.clone())).collect();
