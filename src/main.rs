@@ -1,2 +1,51 @@
-//! The command line.
-fn main() {}
+//! The command line: arguments, files, tables. Everything else is in the crates below.
+
+mod check;
+mod input;
+mod opt;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "pushforward",
+    version,
+    about = "Derives, checks and runs Jacobian-vector products of tensor programs",
+    after_help = "Exit codes: 0 good, 1 the input or the check is bad, 2 usage.\n\
+                  Example: pushforward check examples/attention.pf"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Evaluate a program on tensors
+    #[command(after_help = "Example: pushforward run examples/attention.pf --jvp q,k,v --dim B=1,H=2,I=5,J=7,D=4 --json")]
+    Run(run::Args),
+    /// Check a program's JVP against finite differences, and its linearity
+    #[command(after_help = "Example: pushforward check examples/attention.pf --wrt q,k --cases 5")]
+    Check(check::Args),
+    /// Print a program after some passes
+    #[command(after_help = "Example: pushforward opt examples/attention.pf --jvp q,k,v")]
+    Opt(opt::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(a) => run::run(&a),
+        Command::Check(a) => check::run(&a),
+        Command::Opt(a) => opt::run(&a),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            let message = message.trim_end();
+            eprintln!("{}{message}", if message.starts_with("error") { "" } else { "error: " });
+            ExitCode::from(1)
+        }
+    }
+}

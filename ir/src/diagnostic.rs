@@ -49,3 +49,23 @@ impl fmt::Display for Error {
     }
 }
 impl std::error::Error for Error {}
+
+/// Errors as people read them: message, place with the source line, hint.
+pub fn render(errors: &[Error], file: &str, source: &str) -> String {
+    let mut out = String::new();
+    for e in errors {
+        out += &format!("error: {}\n", e.message);
+        if let Some(span) = e.span {
+            let start = (0..=span.start.min(source.len())).rev().find(|i| source.is_char_boundary(*i)).unwrap_or(0);
+            let line_start = source[..start].rfind('\n').map_or(0, |i| i + 1);
+            let line = source[line_start..].lines().next().unwrap_or("");
+            let (row, column) = (source[..start].matches('\n').count() + 1, source[line_start..start].chars().count());
+            let width = span.end.saturating_sub(span.start).clamp(1, line.len().saturating_sub(column).max(1));
+            out += &format!("  --> {file}:{row}:{}\n   | {line}\n   | {}{}\n", column + 1, " ".repeat(column), "^".repeat(width));
+        }
+        if let Some(h) = &e.hint {
+            out += &format!("  hint: {h}\n");
+        }
+    }
+    out
+}

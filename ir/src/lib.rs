@@ -10,5 +10,7 @@ pub mod nn;
 pub mod prim;
 pub mod reference;
 pub mod tensor;
+pub mod text;
 pub mod tile;
 pub mod types;
+pub mod verify;

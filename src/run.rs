@@ -1,0 +1,102 @@
+//! `run`: a program on tensors.
+
+use crate::input::{Random, Source, dims, tensors};
+use ir::tensor::Tensor;
+use ir::types::DType;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// The machine
+    #[arg(long, default_value = "reference", value_parser = ["reference", "interp", "cpu"])]
+    on: String,
+    /// How float inputs are rounded
+    #[arg(long, default_value = "f64", value_parser = ["f64", "f32", "bf16", "f16"])]
+    dtype: String,
+    /// Sizes, `I=128,J=64`
+    #[arg(long, value_name = "NAME=N")]
+    dim: Vec<String>,
+    /// Input tensors under parameter names; without it random ones
+    #[arg(long, value_name = "FILE.safetensors")]
+    inputs: Option<PathBuf>,
+    /// Where to write results
+    #[arg(long, value_name = "FILE.safetensors")]
+    outputs: Option<PathBuf>,
+    /// Seed of random inputs
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+pub fn run(a: &Args) -> Result<(), String> {
+    if a.on != "reference" {
+        return Err(format!("run: machine `{}` is not built yet; this version has `reference`", a.on));
+    }
+    let f = a.source.load()?;
+    let mut given = match &a.inputs {
+        Some(p) => tensors(p)?,
+        None => Default::default(),
+    };
+    let mut bindings = f.bind(&|n| given.get(n).map(|t| t.shape().to_vec()), &dims(&a.dim)?)?;
+    let mut random = Random(a.seed);
+    let dtype = DType::parse(&a.dtype).unwrap_or(DType::F64);
+    let mut inputs = vec![];
+    for p in &f.params {
+        let ty = f.ty(p.var);
+        let t = match given.remove(&*p.name) {
+            Some(t) => t,
+            None if a.inputs.is_some() => return Err(format!("run: {} has no tensor `{}` ({ty})", a.inputs.as_ref().map_or(String::new(), |p| p.display().to_string()), p.name)),
+            None => {
+                for s in ty.axes.iter().flat_map(|x| x.size.symbols()) {
+                    bindings.entry(s).or_insert(8);
+                }
+                random.tensor(ty.dtype, &ty.sizes(&bindings).map_err(|e| e.to_string())?)?
+            }
+        };
+        if ty.dtype.is_float() != t.dtype().is_float() {
+            return Err(format!("run: input `{}` is {}, but the parameter is {ty}", p.name, t.dtype()));
+        }
+        inputs.push(if ty.dtype.is_float() { t.convert(dtype).convert(DType::F64) } else { t.convert(ty.dtype) });
+    }
+    let start = std::time::Instant::now();
+    let out = ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?;
+    let seconds = start.elapsed().as_secs_f64();
+    if let Some(path) = &a.outputs {
+        let bytes: Vec<Vec<u8>> = out.iter().map(Tensor::to_bytes).collect();
+        let mut views = vec![];
+        for ((r, t), b) in f.results.iter().zip(&out).zip(&bytes) {
+            let dtype = match t.dtype() {
+                DType::F64 => safetensors::Dtype::F64,
+                DType::F32 => safetensors::Dtype::F32,
+                DType::BF16 => safetensors::Dtype::BF16,
+                DType::F16 => safetensors::Dtype::F16,
+                DType::I32 => safetensors::Dtype::I32,
+                DType::Bool => safetensors::Dtype::BOOL,
+            };
+            views.push((r.name.to_string(), TensorView::new(dtype, t.shape().to_vec(), b).map_err(|e| e.to_string())?));
+        }
+        let bytes = safetensors::serialize(views, &None).map_err(|e| e.to_string())?;
+        // Beside the target first: an interrupted write leaves no half file behind under its name.
+        let part = path.with_extension("safetensors.part");
+        std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    let norm = |t: &Tensor| t.to_f64().iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>().sqrt();
+    if a.json {
+        let results: Vec<_> = f.results.iter().zip(&out).map(|(r, t)| json!({"name": &*r.name, "shape": t.shape(), "norm": norm(t)})).collect();
+        println!("{}", json!({"function": &*f.name, "on": a.on, "dims": bindings.iter().map(|(k, v)| (k.to_string(), *v)).collect::<std::collections::BTreeMap<_, _>>(), "seconds": seconds, "results": results}));
+    } else {
+        println!("{} on {}, {:.3} ms", f.name, a.on, seconds * 1e3);
+        for (r, t) in f.results.iter().zip(&out) {
+            println!("  {:<10} {:?}  norm {:.9e}", r.name, t.shape(), norm(t));
+        }
+    }
+    Ok(())
+}
