@@ -1,0 +1,167 @@
+//! Outside references: every case of `tests/fixtures`, primal and tangent, on `reference`. The programs are written in the
+//! text form only, and their tangents are derived.
+
+use ir::dim::{Bindings, Name};
+use ir::graph::Function;
+use ir::tensor::{Tensor, relative_error};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+type Fields = BTreeMap<String, Tensor>;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+/// A file's tensors and its parameters.
+fn load(path: &str) -> (Fields, Value) {
+    let bytes = std::fs::read(root().join("fixtures").join(path)).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let params = serde_json::from_str(&header.metadata().as_ref().unwrap()["params"]).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |v: &safetensors::tensor::TensorView| Tensor::from_safetensors(&format!("{:?}", v.dtype()), v.shape(), v.data()).unwrap();
+    (file.tensors().iter().map(|(n, v)| (n.clone(), tensor(v))).collect(), params)
+}
+
+/// Evaluates the JVP of `f` along every parameter that has a tangent, and compares the results that `want` knows.
+/// Returns the largest error.
+fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
+    let wrt: Vec<Name> = f.params.iter().filter(|p| inputs.contains_key(&format!("{}.t", p.name))).map(|p| p.name.clone()).collect();
+    let g = passes::ad::jvp(f, &wrt).unwrap();
+    ir::verify::verify(&g).unwrap();
+    let dims = g.bind(&|n| inputs.get(n).map(|t| t.shape().to_vec()), &Bindings::new()).unwrap();
+    let args: Vec<Tensor> = g.params.iter().map(|p| inputs.get(&*p.name).unwrap_or_else(|| panic!("{what}: no input {}", p.name)).clone()).collect();
+    let out = ir::reference::evaluate(&g, &args, &dims).unwrap();
+    let mut worst = 0f64;
+    for (name, want) in want {
+        let i = g.results.iter().position(|r| *r.name == **name).unwrap_or_else(|| panic!("{what}: no result {name}"));
+        let error = relative_error(&out[i], want);
+        assert!(error <= 1e-10, "{what}: {name} is off by {error:e}");
+        worst = worst.max(error);
+    }
+    worst
+}
+
+/// The program for a case's parameters, as a person would write it.
+fn scores_program(p: &Value) -> String {
+    let number = |k: &str| p[k].as_f64().unwrap();
+    let (h, kv_heads) = (number("H"), number("Hkv"));
+    let grouped = h != kv_heads;
+    let (g, heads, letters) = if grouped { ("G", "split(q, H -> [G, R=H/G])", ["bgrid,bgjd->bgrij", "bgrij,bgje->bgrie"]) } else { ("H", "q", ["bhid,bhjd->bhij", "bhij,bhje->bhie"]) };
+    let mut params = format!("q: f32[B,H,I,D], k: f32[B,{g},J,D], v: f32[B,{g},J,E]");
+    let mut s = format!("contract(\"{}\", {heads}, k) * {}", letters[0], number("scale"));
+    if number("softcap") > 0.0 {
+        s = format!("softcap({s}, {})", number("softcap"));
+    }
+    if p["alibi"].as_bool().unwrap() {
+        params += ", alibi_slopes: f32[H]";
+        s += " - mul(alibi_slopes, convert(abs(iota(I) + J - I - iota(J)), f32))";
+    }
+    match p["bias"].as_str() {
+        Some("HQK") => { params += ", bias: f32[X=1,H,I,J]"; s += " + index(bias, X, 0)"; }
+        Some("1H1K") => { params += ", bias: f32[X=1,H,Y=1,J]"; s += " + index(index(bias, X, 0), Y, 0)"; }
+        Some("B1QK") => { params += ", bias: f32[B,X=1,I,J]"; s += " + index(bias, X, 0)"; }
+        Some(other) => panic!("bias of kind {other}"),
+        None => {}
+    }
+    let causal = p["causal"].as_str().unwrap();
+    let last = if causal == "top_left" { "iota(I)" } else { "iota(I) + J - I" };
+    let mut masks = vec![];
+    if causal != "none" {
+        masks.push(format!("iota(J) <= {last}"));
+    }
+    let (left, right) = (p["window"][0].as_i64().unwrap(), p["window"][1].as_i64().unwrap());
+    if left >= 0 {
+        masks.push(format!("iota(J) >= {last} - {left}"));
+    }
+    if right >= 0 {
+        masks.push(format!("iota(J) <= {last} + {right}"));
+    }
+    if !p["kv_len"].is_null() {
+        params += ", kv_len: i32[B]";
+        masks.push("iota(J) < kv_len".into());
+    }
+    if !masks.is_empty() {
+        s = format!("select({}, {s}, -inf)", masks.join(" & "));
+    }
+    let merged = |x: &str| if grouped { format!("merge({x}, [G,R] -> H)") } else { x.into() };
+    format!(
+        "fn case({params}) -> (o: f32[B,H,I,E], lse: f32[B,H,I]) {{\n  s = {s}\n  lse = {}\n  o = {}\n}}",
+        merged("logsumexp(s, j)"),
+        merged(&format!("contract(\"{}\", softmax(s, j), v)", letters[1])),
+    )
+}
+
+#[test]
+fn attention() {
+    let index: Vec<Value> = serde_json::from_slice(&std::fs::read(root().join("fixtures/attention/index.json")).unwrap()).unwrap();
+    let mut run = 0;
+    for p in &index {
+        let file = format!("attention/attn_{:02}.safetensors", p["case"].as_u64().unwrap());
+        let (fields, _) = load(&file);
+        let text = scores_program(p);
+        let module = ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", ir::diagnostic::render(&e, &file, &text)));
+        let mut inputs = Fields::new();
+        for n in ["q", "k", "v", "bias", "kv_len", "alibi_slopes"] {
+            for (from, to) in [(n.to_string(), n.to_string()), (format!("t{n}"), format!("{n}.t"))] {
+                if let Some(t) = fields.get(&from) {
+                    inputs.insert(to, t.clone());
+                }
+            }
+        }
+        let want = [("o", "o"), ("lse", "lse"), ("to", "o.t"), ("tlse", "lse.t")].map(|(n, r)| (r.to_string(), fields[n].clone())).into();
+        let worst = compare(&module.functions[0], &inputs, &want, &file);
+        println!("{file} {worst:.1e}");
+        run += 1;
+    }
+    assert_eq!(run, std::fs::read_dir(root().join("fixtures/attention")).unwrap().count() - 1, "a case was left out");
+}
+
+#[test]
+fn layers() {
+    let text = std::fs::read_to_string(root().join("programs/layers.pf")).unwrap();
+    let module = ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", ir::diagnostic::render(&e, "layers.pf", &text)));
+    let mut run = 0;
+    for entry in std::fs::read_dir(root().join("fixtures/layers")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let f = module.function(Some(name)).unwrap();
+        let (fields, _) = load(&format!("layers/{name}.safetensors"));
+        let mut inputs = Fields::new();
+        for (k, t) in &fields {
+            match k.split_once('.') {
+                Some(("in" | "const", n)) => inputs.insert(n.into(), t.clone()),
+                Some(("tan", n)) => inputs.insert(format!("{n}.t"), t.clone()),
+                _ => None,
+            };
+        }
+        let want = [("out".to_string(), fields["out"].clone()), ("out.t".to_string(), fields["tout"].clone())].into();
+        println!("{name} {:.1e}", compare(f, &inputs, &want, name));
+        run += 1;
+    }
+    assert_eq!(run, 29);
+}
+
+#[test]
+fn printed_programs_parse_to_themselves() {
+    let text = std::fs::read_to_string(root().join("programs/layers.pf")).unwrap();
+    for f in ir::text::parse(&text).unwrap().functions {
+        let wrt: Vec<Name> = f.params.iter().map(|p| p.name.clone()).collect();
+        for g in [f.clone(), passes::ad::jvp(&f, &wrt).unwrap()] {
+            let once = ir::text::print_function(&g);
+            let again = ir::text::parse(&once).unwrap_or_else(|e| panic!("{once}\n{}", ir::diagnostic::render(&e, &f.name, &once)));
+            // Names of unnamed values count from the printed program, so the second print is the fixed point.
+            let strip = |s: &str| s.lines().map(|l| l.split("  //").next().unwrap_or("").to_string()).collect::<Vec<_>>();
+            let twice = ir::text::print_function(&again.functions[0]);
+            assert_eq!(strip(&once).len(), strip(&twice).len(), "{}", f.name);
+            assert_eq!(again.functions[0].eqns.iter().map(|e| &e.op).collect::<Vec<_>>(), g.eqns.iter().map(|e| &e.op).collect::<Vec<_>>(), "{}", f.name);
+            assert_eq!(again.functions[0].vars.iter().map(|v| &v.ty).collect::<Vec<_>>().len(), g.vars.len(), "{}", f.name);
+            assert_eq!(strip(&twice), strip(&ir::text::print_function(&ir::text::parse(&twice).unwrap().functions[0])), "{}", f.name);
+        }
+    }
+}
