@@ -1,0 +1,187 @@
+//! Dots: `rows × vectors` accumulators stay in registers while the summed axes run.
+//!
+//! Every term has one operand with lanes, read as vectors, and one without, read as scalars with any strides, so that no
+//! operand is ever packed or transposed. Several terms share the accumulators and the loop; the initial products are what
+//! the accumulators start from. The last group of rows may reach into the padding of the result.
+
+use super::nest::Known;
+use super::plan::{Dot, Nest, V};
+use super::Emit;
+use crate::Error;
+use crate::scalar;
+use crate::text::{Int, Ty};
+use ir::prim::Elementwise;
+use ir::tile::AxisId;
+use ir::types::DType;
+use std::collections::BTreeSet;
+
+/// Rows and vectors of an accumulator tile, and where it stands.
+struct Tile<'a> {
+    dot: &'a Dot,
+    out: V,
+    rows: usize,
+    vectors: usize,
+    /// Offset along the lanes.
+    lane: Int,
+    ty: Ty,
+}
+
+impl Emit<'_> {
+    pub(super) fn dot(&mut self, d: &Dot, out: V) -> Result<(), Error> {
+        let plan = self.plan;
+        let lane = plan.lanes.ok_or_else(|| Error::Internal("a dot without a lane axis".into()))?;
+        let outer: Vec<AxisId> = plan.values[out].axes.iter().copied().filter(|a| *a != lane && Some(*a) != d.rows).collect();
+        self.dot_outer(d, out, &outer, &mut vec![])
+    }
+
+    fn dot_outer(&mut self, d: &Dot, out: V, outer: &[AxisId], index: &mut Vec<(AxisId, Int)>) -> Result<(), Error> {
+        if let Some((&a, rest)) = outer.split_first() {
+            let n = self.axes[a.index()].valid.clone();
+            return self.looped(&Int::K(0), &n, 1, |e, i| {
+                index.push((a, i));
+                let r = e.dot_outer(d, out, rest, index);
+                index.pop();
+                r
+            });
+        }
+        let plan = self.plan;
+        let vl = plan.vl;
+        let ty = Ty::of(plan.values[out].dtype, Some(vl));
+        let chunks = plan.width / vl;
+        let (rows, count) = match d.rows {
+            Some(a) => (plan.micro.rows.min(plan.extent(a)), self.axes[a.index()].valid.clone()),
+            None => (1, Int::K(1)),
+        };
+        let v = plan.micro.vectors.min(chunks);
+        let main = chunks / v * v;
+        let at = index.clone();
+        for (from, to, vectors) in [(0, main, v), (main, chunks, 1)] {
+            self.looped(&Int::from(from * vl), &Int::from(to * vl), (vectors * vl) as i64, |e, lane| {
+                let tile = Tile { dot: d, out, rows, vectors, lane, ty };
+                e.looped(&Int::K(0), &count, rows as i64, |e, i| e.dot_tile(&tile, &at, &i))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn dot_tile(&mut self, tile: &Tile, outer: &[(AxisId, Int)], first: &Int) -> Result<(), Error> {
+        let plan = self.plan;
+        let d = tile.dot;
+        let mut at = outer.to_vec();
+        at.extend(d.rows.map(|a| (a, first.clone())));
+        let accs = self.dot_start(tile, outer, first)?;
+        // Where the operands of each term stand for the first of these rows.
+        let mut starts = vec![];
+        for (a, b) in &d.terms {
+            starts.push((self.slot(*a, &at, &Int::K(0))?, self.slot(*b, &at, &tile.lane)?));
+        }
+        let carried = accs.into_iter().map(|a| (a, tile.ty)).collect();
+        let accs = self.dot_sum(tile, &d.sum, starts, carried)?;
+        let pitch = d.rows.and_then(|a| plan.stride(tile.out, a)).unwrap_or(0);
+        let p = self.slot(tile.out, &at, &tile.lane)?;
+        for i in 0..tile.rows {
+            for j in 0..tile.vectors {
+                let q = self.t.at(&p, tile.ty.elem, &Int::from(i * pitch + j * plan.vl));
+                self.put(&accs[i * tile.vectors + j], &q, plan.values[tile.out].dtype, Some(plan.vl));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the accumulators start from.
+    fn dot_start(&mut self, tile: &Tile, outer: &[(AxisId, Int)], first: &Int) -> Result<Vec<String>, Error> {
+        let plan = self.plan;
+        let dtype = plan.values[tile.out].dtype;
+        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes };
+        let mut shared = Known::at(outer.to_vec(), (0..tile.vectors).map(|j| self.t.add(&tile.lane, &Int::from(j * plan.vl))).collect());
+        let mut accs = vec![];
+        for i in 0..tile.rows {
+            let mut index = outer.to_vec();
+            if let Some(a) = tile.dot.rows {
+                let row = self.t.add(first, &Int::from(i));
+                index.push((a, row));
+            }
+            let mut mine = shared.moved(index);
+            for j in 0..tile.vectors {
+                let mut acc: Option<String> = None;
+                for product in &tile.dot.init {
+                    let mut x: Option<String> = None;
+                    let last = product.len().saturating_sub(1);
+                    for (k, v) in product.iter().enumerate() {
+                        let along = tile.dot.rows.is_some_and(|a| plan.has(*v, a));
+                        let f = self.operand(&nest, if along { &mut mine } else { &mut shared }, *v, j)?;
+                        let f = scalar::convert(&mut self.t, Some(plan.vl), plan.values[*v].dtype, dtype, &f);
+                        x = Some(match (x, &acc) {
+                            (None, _) => f,
+                            (Some(x), Some(a)) if k == last => {
+                                acc = Some(scalar::fma(&mut self.t, tile.ty, &x, &f, &a.clone()));
+                                String::new()
+                            }
+                            (Some(x), _) => scalar::emit(&mut self.t, Elementwise::Mul, Some(plan.vl), &[dtype, dtype], &[x, f])?,
+                        });
+                    }
+                    let x = match x {
+                        Some(x) if x.is_empty() => continue,
+                        Some(x) => x,
+                        None => self.t.number(tile.ty, 1.0),
+                    };
+                    acc = Some(match acc {
+                        None => x,
+                        Some(a) => scalar::emit(&mut self.t, Elementwise::Add, Some(plan.vl), &[dtype, dtype], &[a, x])?,
+                    });
+                }
+                accs.push(match acc {
+                    Some(a) => a,
+                    None => self.t.number(tile.ty, 0.0),
+                });
+            }
+        }
+        Ok(accs)
+    }
+
+    fn dot_sum(&mut self, tile: &Tile, sum: &[AxisId], starts: Vec<(String, String)>, accs: Vec<(String, Ty)>) -> Result<Vec<String>, Error> {
+        let plan = self.plan;
+        let elem = tile.ty.elem;
+        if let Some((&a, rest)) = sum.split_first() {
+            let n = self.axes[a.index()].valid.clone();
+            return self.carrying(&Int::K(0), &n, 1, accs, |e, k, inside| {
+                let mut here = vec![];
+                for ((x, y), (p, q)) in tile.dot.terms.iter().zip(&starts) {
+                    let mut step = |v: V, p: &str| {
+                        let s = e.plan.stride(v, a).unwrap_or(0);
+                        let o = e.t.mul(&k, &Int::from(s));
+                        e.t.at(p, elem, &o)
+                    };
+                    here.push((step(*x, p), step(*y, q)));
+                }
+                e.dot_sum(tile, rest, here, inside.into_iter().map(|v| (v, tile.ty)).collect())
+            });
+        }
+        let mut accs: Vec<String> = accs.into_iter().map(|(v, _)| v).collect();
+        let dtype: DType = plan.values[tile.out].dtype;
+        for ((x, y), (p, q)) in tile.dot.terms.iter().zip(&starts) {
+            let pitch = |v: V| tile.dot.rows.and_then(|a| plan.stride(v, a));
+            let mut panel: Vec<String> = vec![];
+            let mut factor = String::new();
+            for i in 0..tile.rows {
+                if i == 0 || pitch(*y).is_some() {
+                    panel.clear();
+                    for j in 0..tile.vectors {
+                        let at = self.t.at(q, elem, &Int::from(i * pitch(*y).unwrap_or(0) + j * plan.vl));
+                        panel.push(self.get(&at, dtype, Some(plan.vl)));
+                    }
+                }
+                if i == 0 || pitch(*x).is_some() {
+                    let at = self.t.at(p, elem, &Int::from(i * pitch(*x).unwrap_or(0)));
+                    let s = self.get(&at, dtype, None);
+                    factor = self.t.splat(&s, tile.ty);
+                }
+                for (j, b) in panel.iter().enumerate() {
+                    let acc = &mut accs[i * tile.vectors + j];
+                    *acc = scalar::fma(&mut self.t, tile.ty, &factor, b, acc);
+                }
+            }
+        }
+        Ok(accs)
+    }
+}

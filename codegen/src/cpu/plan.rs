@@ -1,0 +1,995 @@
+//! What is decided before a line is written: which statements share a loop, where values stand in scratch memory, and what
+//! is done in place.
+//!
+//! Statements become *items*, items become *groups*. A group is one loop nest of fused loads, maps, reductions and stores
+//! over the same axes; or one dot; or one transposing load or store; or a loop over a streamed axis with groups inside.
+//! Greedy list scheduling: an item joins the first group of its shape behind everything it needs.
+
+#![allow(missing_docs)] // fields say what they are
+
+use crate::Error;
+use crate::target::{Micro, Target};
+use ir::dim::Dim;
+use ir::prim::Elementwise;
+use ir::tile::{AxisId, Constraint, Op, Program, ReduceKind, Role, Stmt, ValueId, View};
+use ir::types::DType;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// A value: those of the program, then temporaries.
+pub type V = usize;
+
+/// A value that is made where it is used.
+#[derive(Clone, Debug)]
+pub enum Inline {
+    Const(f64),
+    Size(Dim),
+    Position(AxisId),
+}
+
+/// Where a value stands: bytes from the start of the instance's scratch, or of the panel's record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    Fixed(usize),
+    Panel(usize),
+}
+
+/// What is known of a value.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub dtype: DType,
+    /// Axes of the tile in memory order, `vec` last.
+    pub axes: Vec<AxisId>,
+    /// The axis that is contiguous and padded to whole vectors.
+    pub vec: Option<AxisId>,
+    pub inline: Option<Inline>,
+    pub place: Option<Place>,
+}
+
+/// `init + Σ a·b`: every first operand is without lanes, every second one has them.
+#[derive(Clone, Debug)]
+pub struct Dot {
+    pub init: Vec<Vec<V>>,
+    pub terms: Vec<(V, V)>,
+    pub sum: Vec<AxisId>,
+    /// The axis along which the accumulator tile has its rows.
+    pub rows: Option<AxisId>,
+}
+
+/// What an item does.
+#[derive(Clone, Debug)]
+pub enum Node {
+    Map(Elementwise, Vec<V>),
+    Copy(V),
+    Load(View),
+    Fill { value: V, fill: f64, keep: Vec<Constraint> },
+    Reduce(ReduceKind, V, Vec<AxisId>),
+    Store(View, V),
+    Dot(Dot),
+    /// A load whose lanes are not side by side in memory.
+    Gather(View),
+    /// A store of the same kind.
+    Scatter(View, V),
+    For(Box<LoopPlan>),
+}
+
+/// One statement, after desugaring.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub out: Option<V>,
+    pub node: Node,
+}
+
+/// A loop over a streamed axis.
+#[derive(Clone, Debug)]
+pub struct LoopPlan {
+    pub axis: AxisId,
+    pub within: Vec<Constraint>,
+    /// The carried value, and what it becomes.
+    pub carries: Vec<(V, V)>,
+    items: Vec<Item>,
+    pub body: Vec<Segment>,
+}
+
+/// Fused items over one iteration space.
+#[derive(Clone, Debug)]
+pub struct Nest {
+    pub items: Vec<Item>,
+    pub domain: BTreeSet<AxisId>,
+    pub reduced: Option<BTreeSet<AxisId>>,
+    pub vec: Option<AxisId>,
+}
+
+/// What a group does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    Nest(Nest),
+    /// A dot, a gather or a scatter.
+    Single(Item),
+    /// A fill in place, done only in tiles that an edge crosses.
+    Edge(Item),
+    For(Box<LoopPlan>),
+}
+
+/// Code with one loop nest.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub work: Work,
+    time: usize,
+    segment: usize,
+}
+
+/// Consecutive groups.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    Straight(Vec<Group>),
+    /// Once per panel of the lane axis.
+    Panels(Vec<Group>),
+    For(Group),
+}
+
+/// The plan of a program.
+pub struct Plan<'p> {
+    pub p: &'p Program,
+    pub values: Vec<Value>,
+    /// Lanes of a vector.
+    pub vl: usize,
+    pub micro: Micro,
+    pub lanes: Option<AxisId>,
+    /// Whether the lane axis is cut into panels.
+    pub panels: bool,
+    /// Elements of the lane axis in a tile.
+    pub width: usize,
+    /// Parallel axes that an instance walks index by index.
+    pub serial: BTreeSet<AxisId>,
+    pub body: Vec<Segment>,
+    pub fixed_bytes: usize,
+    pub panel_bytes: usize,
+    pub max_panels: usize,
+    /// Axes that are rows of some accumulator tile.
+    row_axes: BTreeSet<AxisId>,
+    same: HashMap<V, V>,
+    forced: HashMap<V, V>,
+    segments: usize,
+    clock: usize,
+    written: BTreeMap<V, (usize, usize)>,
+    last: BTreeMap<V, usize>,
+    crossing: BTreeSet<V>,
+}
+
+fn round_up(n: usize, to: usize) -> usize {
+    n.div_ceil(to) * to
+}
+
+impl<'p> Plan<'p> {
+    pub fn new(p: &'p Program, target: &Target) -> Result<Plan<'p>, Error> {
+        let vl = target.vector_bytes / p.compute.bytes();
+        let lanes = p.lanes.filter(|a| matches!(p.axis(*a).role, Role::Block(_) | Role::Full(_)));
+        let panels = lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Block(_)));
+        let dots = any(&p.body, &|s| matches!(s, Stmt::Let(_, Op::Dot { .. })));
+        let mut micro = target.micro;
+        if !dots {
+            micro.vectors = 4;
+        }
+        if let (Some(a), true) = (lanes, panels)
+            && let Some(n) = p.axis(a).size.as_fixed()
+        {
+            micro.vectors = micro.vectors.min((n.max(1) as usize).div_ceil(vl));
+        }
+        let width = match lanes {
+            Some(a) if !panels => round_up(p.axis(a).extent(), vl),
+            Some(_) => micro.vectors * vl,
+            None => 1,
+        };
+        let serial = if !dots && !panels {
+            (0..p.axes.len()).map(|i| AxisId(i as u32)).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let mut plan = Plan {
+            p,
+            values: vec![],
+            vl,
+            micro,
+            lanes,
+            panels,
+            width,
+            serial,
+            body: vec![],
+            fixed_bytes: 0,
+            panel_bytes: 0,
+            max_panels: 1,
+            row_axes: BTreeSet::new(),
+            same: HashMap::new(),
+            forced: HashMap::new(),
+            segments: 0,
+            clock: 0,
+            written: BTreeMap::new(),
+            last: BTreeMap::new(),
+            crossing: BTreeSet::new(),
+        };
+        for v in &p.values {
+            let dtype = match v.dtype {
+                d if d.is_float() => p.compute,
+                d => d,
+            };
+            let axes = plan.tile_axes(v.axes.iter().copied());
+            plan.values.push(Value { dtype, axes, vec: None, inline: None, place: None });
+        }
+        let mut items = plan.collect(&p.body)?;
+        plan.assign_vec(&mut items);
+        for v in 0..plan.values.len() {
+            let mut axes = std::mem::take(&mut plan.values[v].axes);
+            if let Some(x) = plan.values[v].vec {
+                axes.retain(|a| *a != x);
+                axes.push(x);
+            }
+            plan.values[v].axes = axes;
+        }
+        plan.body = plan.schedule(items, &[])?;
+        let mut body = std::mem::take(&mut plan.body);
+        plan.stamp(&mut body);
+        plan.allocate(&mut body);
+        plan.body = body;
+        let streams = any(&p.body, &|s| matches!(s, Stmt::For(_)));
+        plan.max_panels = if !panels {
+            1
+        } else if plan.panel_bytes == 0 && !streams {
+            64
+        } else {
+            ((target.l2 * 3 / 4).saturating_sub(plan.fixed_bytes) / plan.panel_bytes.max(1)).clamp(1, 8)
+        };
+        Ok(plan)
+    }
+
+    /// Axes that tiles have: neither `Grid` nor walked index by index. Sorted.
+    pub fn tile_axes(&self, axes: impl Iterator<Item = AxisId>) -> Vec<AxisId> {
+        let set: BTreeSet<AxisId> = axes.filter(|a| self.p.axis(*a).role != Role::Grid && !self.serial.contains(a)).collect();
+        set.into_iter().collect()
+    }
+    pub fn has(&self, v: V, a: AxisId) -> bool {
+        self.values[v].axes.contains(&a)
+    }
+    fn laned(&self, v: V) -> bool {
+        self.lanes.is_some_and(|l| self.has(v, l))
+    }
+    /// The most elements of a tile along `a`.
+    pub fn extent(&self, a: AxisId) -> usize {
+        if Some(a) == self.lanes { self.width } else { self.p.axis(a).extent() }
+    }
+    /// Bytes of an element in scratch memory.
+    pub fn bytes(&self, d: DType) -> usize {
+        match d {
+            DType::F64 => 8,
+            _ => 4,
+        }
+    }
+    /// Elements from one index to the next along each of the value's axes, and of the whole tile.
+    pub fn strides(&self, v: V) -> (Vec<usize>, usize) {
+        let v = &self.values[v];
+        let mut size = 1;
+        let mut strides = vec![0; v.axes.len()];
+        for (k, &a) in v.axes.iter().enumerate().rev() {
+            strides[k] = size;
+            let mut n = self.extent(a);
+            if v.vec == Some(a) {
+                n = round_up(n, self.vl);
+                if Some(a) != self.lanes && v.axes.len() > 1 && (n * self.bytes(v.dtype)) % 2048 == 0 {
+                    n += 64 / self.bytes(v.dtype);
+                }
+            } else if self.row_axes.contains(&a) {
+                n = round_up(n, self.micro.rows);
+            }
+            size *= n;
+        }
+        (strides, size)
+    }
+    /// The stride along `a`, if the value has it.
+    pub fn stride(&self, v: V, a: AxisId) -> Option<usize> {
+        let k = self.values[v].axes.iter().position(|x| *x == a)?;
+        Some(self.strides(v).0[k])
+    }
+    fn temporary(&mut self, dtype: DType, axes: Vec<AxisId>) -> V {
+        self.values.push(Value { dtype, axes, vec: None, inline: None, place: None });
+        self.values.len() - 1
+    }
+    fn v(&self, v: ValueId) -> V {
+        let v = v.index();
+        *self.same.get(&v).unwrap_or(&v)
+    }
+
+    /// The value under whose number a value is kept.
+    pub fn renamed(&self, v: V) -> V {
+        *self.same.get(&v).unwrap_or(&v)
+    }
+
+    // Statements to items.
+
+    fn collect(&mut self, body: &[Stmt]) -> Result<Vec<Item>, Error> {
+        let mut items = vec![];
+        for s in body {
+            match s {
+                Stmt::Let(v, op) => self.collect_op(v.index(), op, &mut items)?,
+                Stmt::Store(view, v) => {
+                    let mut v = self.v(*v);
+                    let scattered = self.lanes.is_some_and(|l| view.stride(l).is_some_and(|s| !s.is_one()));
+                    if let (true, Some(l)) = (scattered, self.lanes)
+                        && !self.has(v, l)
+                    {
+                        let mut axes = self.values[v].axes.clone();
+                        axes.push(l);
+                        axes.sort_unstable();
+                        let t = self.temporary(self.values[v].dtype, axes);
+                        items.push(Item { out: Some(t), node: Node::Copy(v) });
+                        v = t;
+                    }
+                    let node = if scattered { Node::Scatter(view.clone(), self.concrete(v, &mut items)) } else { Node::Store(view.clone(), v) };
+                    items.push(Item { out: None, node });
+                }
+                Stmt::For(l) => {
+                    if !matches!(self.p.axis(l.axis).role, Role::Stream(_)) {
+                        return Err(self.refuse(format!("the loop is over axis `{}`, which is not streamed", self.p.axis(l.axis).name)));
+                    }
+                    let mut carries: Vec<(V, V)> = vec![];
+                    for c in &l.carries {
+                        items.push(Item { out: Some(c.inside.index()), node: Node::Copy(self.v(c.init)) });
+                    }
+                    let mut inner = self.collect(&l.body)?;
+                    let own: BTreeSet<V> = inner.iter().filter_map(|i| i.out).collect();
+                    let inside: BTreeSet<V> = l.carries.iter().map(|c| c.inside.index()).collect();
+                    for c in &l.carries {
+                        let (i, mut n) = (c.inside.index(), self.v(c.next));
+                        if n != i {
+                            if !own.contains(&n) || inside.contains(&n) || carries.iter().any(|(_, m)| *m == n) {
+                                let t = self.temporary(self.values[i].dtype, self.values[i].axes.clone());
+                                inner.push(Item { out: Some(t), node: Node::Copy(n) });
+                                n = t;
+                            }
+                            self.forced.insert(n, i);
+                            carries.push((i, n));
+                        }
+                    }
+                    for c in &l.carries {
+                        self.same.insert(c.after.index(), c.inside.index());
+                    }
+                    let plan = LoopPlan { axis: l.axis, within: l.within.clone(), carries, items: inner, body: vec![] };
+                    items.push(Item { out: None, node: Node::For(Box::new(plan)) });
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    fn refuse(&self, why: impl std::fmt::Display) -> Error {
+        Error::Refused(format!("{}: {why}", self.p.name))
+    }
+
+    /// `v` itself, or a copy in memory of a value that is made where it is used.
+    fn concrete(&mut self, v: V, items: &mut Vec<Item>) -> V {
+        if self.values[v].inline.is_none() {
+            return v;
+        }
+        let t = self.temporary(self.values[v].dtype, self.values[v].axes.clone());
+        items.push(Item { out: Some(t), node: Node::Copy(v) });
+        t
+    }
+
+    fn collect_op(&mut self, out: V, op: &Op, items: &mut Vec<Item>) -> Result<(), Error> {
+        let node = match op {
+            Op::Const(x) => return Ok(self.values[out].inline = Some(Inline::Const(*x))),
+            Op::Size(d) => return Ok(self.values[out].inline = Some(Inline::Size(d.clone()))),
+            Op::Position(a) => return Ok(self.values[out].inline = Some(Inline::Position(*a))),
+            Op::Load(view) => {
+                let gathered = self.lanes.is_some_and(|l| self.has(out, l) && view.stride(l).is_some_and(|s| !s.is_one()));
+                if gathered { Node::Gather(view.clone()) } else { Node::Load(view.clone()) }
+            }
+            Op::Map(e, args) => Node::Map(*e, args.iter().map(|a| self.v(*a)).collect()),
+            Op::Reduce(k, v, axes) => Node::Reduce(*k, self.v(*v), self.reducible(axes)?),
+            Op::Fill { value, fill, keep } => Node::Fill { value: self.v(*value), fill: *fill, keep: keep.clone() },
+            Op::Dot { init, terms, sum } => {
+                let sum = self.reducible(sum)?;
+                let init: Vec<Vec<V>> = init.iter().map(|f| f.iter().map(|v| self.v(*v)).collect()).collect();
+                let terms: Vec<(V, V)> = terms.iter().map(|(a, b)| (self.v(*a), self.v(*b))).collect();
+                return self.collect_dot(out, init, terms, sum, items);
+            }
+        };
+        items.push(Item { out: Some(out), node });
+        Ok(())
+    }
+
+    fn reducible(&self, axes: &[AxisId]) -> Result<Vec<AxisId>, Error> {
+        for &a in axes {
+            if matches!(self.p.axis(a).role, Role::Grid | Role::Block(_)) {
+                return Err(self.refuse(format!("a reduction over axis `{}`, of which an instance has only a part", self.p.axis(a).name)));
+            }
+        }
+        Ok(axes.to_vec())
+    }
+
+    fn collect_dot(&mut self, out: V, init: Vec<Vec<V>>, terms: Vec<(V, V)>, sum: Vec<AxisId>, items: &mut Vec<Item>) -> Result<(), Error> {
+        let d = self.values[out].dtype;
+        let regular = self.laned(out)
+            && !terms.is_empty()
+            && !sum.iter().any(|a| Some(*a) == self.lanes)
+            && terms.iter().all(|(a, b)| self.laned(*a) != self.laned(*b) && self.values[*a].dtype == d && self.values[*b].dtype == d);
+        if regular {
+            let mut ordered = vec![];
+            for (a, b) in terms {
+                let (a, b) = if self.laned(b) { (a, b) } else { (b, a) };
+                ordered.push((self.concrete(a, items), self.concrete(b, items)));
+            }
+            let rows = self.values[out].axes.iter().copied().filter(|a| Some(*a) != self.lanes);
+            let score = |a: &AxisId| (ordered.iter().all(|(x, y)| self.has(*x, *a) && !self.has(*y, *a)), self.extent(*a));
+            let rows = rows.max_by_key(score);
+            self.row_axes.extend(rows);
+            items.push(Item { out: Some(out), node: Node::Dot(Dot { init, terms: ordered, sum, rows }) });
+            return Ok(());
+        }
+        // Σ as products, then a reduction.
+        let mut parts: Vec<V> = vec![];
+        for f in &init {
+            let mut product: Option<V> = None;
+            for &v in f {
+                product = Some(match product {
+                    None => v,
+                    Some(x) => self.binary(Elementwise::Mul, x, v, d, items),
+                });
+            }
+            parts.push(product.unwrap_or_else(|| self.number(1.0, d)));
+        }
+        for (a, b) in terms {
+            let x = self.binary(Elementwise::Mul, a, b, d, items);
+            let mut axes: BTreeSet<AxisId> = self.values[x].axes.iter().copied().collect();
+            axes.extend(&sum);
+            axes.retain(|a| !sum.contains(a));
+            let r = self.temporary(d, axes.into_iter().collect());
+            items.push(Item { out: Some(r), node: Node::Reduce(ReduceKind::Sum, x, sum.clone()) });
+            parts.push(r);
+        }
+        let mut total: Option<V> = None;
+        for x in parts {
+            total = Some(match total {
+                None => x,
+                Some(t) => self.binary(Elementwise::Add, t, x, d, items),
+            });
+        }
+        let total = total.unwrap_or_else(|| self.number(0.0, d));
+        items.push(Item { out: Some(out), node: Node::Copy(total) });
+        Ok(())
+    }
+    fn binary(&mut self, op: Elementwise, a: V, b: V, d: DType, items: &mut Vec<Item>) -> V {
+        let axes: BTreeSet<AxisId> = self.values[a].axes.iter().chain(&self.values[b].axes).copied().collect();
+        let t = self.temporary(d, axes.into_iter().collect());
+        items.push(Item { out: Some(t), node: Node::Map(op, vec![a, b]) });
+        t
+    }
+    fn number(&mut self, x: f64, d: DType) -> V {
+        let t = self.temporary(d, vec![]);
+        self.values[t].inline = Some(Inline::Const(x));
+        t
+    }
+
+    // Layouts.
+
+    fn assign_vec(&mut self, items: &mut [Item]) {
+        for item in items {
+            if let Node::For(l) = &mut item.node {
+                let mut inner = std::mem::take(&mut l.items);
+                self.assign_vec(&mut inner);
+                l.items = inner;
+            }
+            let Some(out) = item.out else { continue };
+            let axes = self.values[out].axes.clone();
+            let inherit = |p: &Plan, v: V| p.values[v].vec.filter(|x| axes.contains(x));
+            let last = axes.iter().copied().rfind(|a| self.extent(*a) > 1);
+            self.values[out].vec = if self.laned(out) {
+                self.lanes
+            } else if let Some(&c) = self.forced.get(&out) {
+                self.values[c].vec
+            } else {
+                match &item.node {
+                    Node::Load(view) => axes.iter().copied().filter(|a| view.stride(*a).is_some_and(Dim::is_one)).max_by_key(|a| self.extent(*a)),
+                    Node::Map(_, args) => args.iter().find_map(|a| inherit(self, *a)).or(last),
+                    Node::Copy(v) | Node::Fill { value: v, .. } | Node::Reduce(_, v, _) => inherit(self, *v).or(last),
+                    _ => last,
+                }
+            };
+        }
+    }
+
+    // Items to groups.
+
+    /// Values that an item reads; of a loop, those from outside.
+    pub fn operands(&self, item: &Item) -> Vec<V> {
+        let scalars = |c: &[Constraint]| c.iter().flat_map(|c| c.scalars.iter().map(|(v, _)| self.v(*v))).collect::<Vec<_>>();
+        match &item.node {
+            Node::Map(_, args) => args.clone(),
+            Node::Copy(v) | Node::Reduce(_, v, _) | Node::Store(_, v) | Node::Scatter(_, v) => vec![*v],
+            Node::Fill { value, keep, .. } => std::iter::once(*value).chain(scalars(keep)).collect(),
+            Node::Load(_) | Node::Gather(_) => vec![],
+            Node::Dot(d) => d.init.iter().flatten().copied().chain(d.terms.iter().flat_map(|(a, b)| [*a, *b])).collect(),
+            Node::For(l) => {
+                let own: BTreeSet<V> = l.items.iter().filter_map(|i| i.out).collect();
+                let mut all: Vec<V> = l.items.iter().flat_map(|i| self.operands(i)).filter(|v| !own.contains(v)).collect();
+                all.extend(l.carries.iter().flat_map(|(i, n)| [*i, *n]).filter(|v| !own.contains(v)));
+                all.extend(scalars(&l.within));
+                all
+            }
+        }
+    }
+
+    /// Values that an item defines for its surroundings.
+    fn results(item: &Item) -> Vec<V> {
+        match &item.node {
+            Node::For(l) => l.carries.iter().map(|(i, _)| *i).collect(),
+            _ => item.out.into_iter().collect(),
+        }
+    }
+
+    /// The iteration space of an item that can be part of a nest.
+    fn shape(&self, item: &Item) -> Option<(BTreeSet<AxisId>, Option<BTreeSet<AxisId>>, Option<AxisId>)> {
+        let mut domain: BTreeSet<AxisId> = item.out.iter().flat_map(|v| self.values[*v].axes.iter().copied()).collect();
+        let mut reduced = None;
+        match &item.node {
+            Node::Map(_, args) => domain.extend(args.iter().flat_map(|v| &self.values[*v].axes)),
+            Node::Copy(v) => domain.extend(&self.values[*v].axes),
+            Node::Load(view) => domain.extend(self.tile_axes(view.strides.iter().map(|(a, _)| *a))),
+            Node::Fill { value, keep, .. } => {
+                domain.extend(&self.values[*value].axes);
+                domain.extend(self.tile_axes(keep.iter().flat_map(|c| c.axes.iter().map(|(a, _)| *a))));
+            }
+            Node::Reduce(_, v, axes) => {
+                domain.extend(&self.values[*v].axes);
+                domain.extend(self.tile_axes(axes.iter().copied()));
+                reduced = Some(axes.iter().copied().collect());
+            }
+            Node::Store(view, v) => {
+                domain.extend(&self.values[*v].axes);
+                domain.extend(self.tile_axes(view.strides.iter().map(|(a, _)| *a)));
+            }
+            _ => return None,
+        }
+        let vec = match self.lanes.filter(|l| domain.contains(l)) {
+            Some(l) => Some(l),
+            None => {
+                // The contiguous axis of whatever has one; scalar if they disagree.
+                let mut want: Vec<AxisId> = vec![];
+                let mut bad: BTreeSet<AxisId> = BTreeSet::new();
+                let mut slot = |v: V| {
+                    if self.values[v].inline.is_none() {
+                        want.extend(self.values[v].vec);
+                        bad.extend(self.values[v].axes.iter().filter(|a| self.values[v].vec != Some(**a)));
+                    }
+                };
+                item.out.iter().for_each(|v| slot(*v));
+                self.operands(item).into_iter().for_each(&mut slot);
+                if let Node::Load(view) | Node::Store(view, _) = &item.node {
+                    bad.extend(view.strides.iter().filter(|(_, s)| !s.is_one()).map(|(a, _)| *a));
+                }
+                want.into_iter().find(|a| !bad.contains(a))
+            }
+        };
+        Some((domain, reduced, vec))
+    }
+
+    fn schedule(&mut self, items: Vec<Item>, carries: &[(V, V)]) -> Result<Vec<Segment>, Error> {
+        let n = items.len();
+        let maker: HashMap<V, usize> = items.iter().enumerate().flat_map(|(k, i)| Self::results(i).into_iter().map(move |v| (v, k))).collect();
+        // A loop both reads and redefines its carries: whoever initialises them comes first, whoever reads them later.
+        let mut before: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); n];
+        for (k, item) in items.iter().enumerate() {
+            let mut definer: HashMap<V, usize> = HashMap::new();
+            for (j, other) in items[..k].iter().enumerate() {
+                for v in Self::results(other) {
+                    definer.insert(v, j);
+                }
+            }
+            before[k] = self.operands(item).iter().filter_map(|v| definer.get(v).copied()).collect();
+        }
+        // What reads a carried value comes before what replaces it, where that is possible.
+        let mut soft: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); n];
+        for (inside, next) in carries {
+            let Some(&m) = maker.get(next) else { continue };
+            for (k, item) in items.iter().enumerate() {
+                if k != m && self.operands(item).contains(inside) && !reaches(&before, k, m) {
+                    before[m].insert(k);
+                    soft[m].insert(k);
+                }
+            }
+        }
+        let mut order: Vec<usize> = vec![];
+        let mut done = vec![false; n];
+        while order.len() < n {
+            let k = (0..n).find(|k| !done[*k] && before[*k].iter().all(|b| done[*b])).ok_or_else(|| self.refuse("values depend on each other in a circle"))?;
+            done[k] = true;
+            order.push(k);
+        }
+        let mut groups: Vec<Group> = vec![];
+        let mut at: Vec<usize> = vec![0; n];
+        let mut items: Vec<Option<Item>> = items.into_iter().map(Some).collect();
+        let uses = |p: &Plan, items: &[Option<Item>], v: V| items.iter().flatten().filter(|i| p.operands(i).contains(&v)).count();
+        let use_count: HashMap<V, usize> = maker.keys().map(|v| (*v, uses(self, &items, *v))).collect();
+        let mut made_by_dot: BTreeSet<V> = BTreeSet::new();
+        for k in order {
+            let Some(item) = items[k].take() else { continue };
+            let shape = self.shape(&item);
+            // A fill of a dot's result that nothing else reads is done in place, at the edge only.
+            if let (Node::Fill { value, .. }, Some(out)) = (&item.node, item.out)
+                && made_by_dot.contains(value)
+                && use_count.get(value) == Some(&1)
+                && self.values[*value].axes == self.values[out].axes
+                && !carries.iter().any(|(_, n)| n == value || *n == out)
+            {
+                groups.push(Group { work: Work::Edge(item), time: 0, segment: 0 });
+                at[k] = groups.len() - 1;
+                continue;
+            }
+            let joins = |g: &Group, producer: bool| match (&g.work, &shape) {
+                (Work::Nest(nest), Some((domain, reduced, vec))) => {
+                    nest.domain == *domain && nest.vec == *vec && (producer || reduced.is_none() || nest.reduced.is_none() || nest.reduced == *reduced)
+                }
+                _ => false,
+            };
+            let mut least = 0;
+            for &b in &before[k] {
+                let g = at[b];
+                let fused = joins(&groups[g], true) && (soft[k].contains(&b) || !self.reduces_into(&groups[g], &item));
+                least = least.max(if fused { g } else { g + 1 });
+            }
+            let found = (least..groups.len()).find(|g| joins(&groups[*g], false));
+            at[k] = match (found, shape) {
+                (Some(g), Some((_, reduced, _))) => {
+                    if let Work::Nest(nest) = &mut groups[g].work {
+                        nest.reduced = nest.reduced.take().or(reduced);
+                        nest.items.push(item);
+                    }
+                    g
+                }
+                (None, Some((domain, reduced, vec))) => {
+                    groups.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+                    groups.len() - 1
+                }
+                (_, None) => {
+                    if let (Node::Dot(_), Some(v)) = (&item.node, item.out) {
+                        made_by_dot.insert(v);
+                    }
+                    let work = match item.node {
+                        Node::For(mut l) => {
+                            let inner = std::mem::take(&mut l.items);
+                            l.body = self.schedule(inner, &l.carries.clone())?;
+                            Work::For(l)
+                        }
+                        _ => Work::Single(item),
+                    };
+                    groups.push(Group { work, time: 0, segment: 0 });
+                    groups.len() - 1
+                }
+            };
+        }
+        let groups = self.lanes_last(groups);
+        // Carried values: the new one takes the old one's place if nothing reads the old one afterwards; else it is copied.
+        for (inside, next) in carries {
+            let made = groups.iter().position(|g| self.writes(g).contains(next));
+            let read = groups.iter().rposition(|g| self.reads(g).contains(inside));
+            let in_place = match (made, read) {
+                (Some(_), None) => true,
+                (Some(m), Some(r)) if r < m => true,
+                (Some(m), Some(r)) if r == m => match &groups[m].work {
+                    Work::Nest(_) => true,
+                    Work::Single(Item { node: Node::Dot(d), .. }) => !d.terms.iter().any(|(a, b)| a == inside || b == inside),
+                    _ => false,
+                },
+                _ => false,
+            };
+            let made_in = made.is_some_and(|m| matches!(&groups[m].work, Work::Nest(_) | Work::Single(Item { node: Node::Dot(_) | Node::Gather(_), .. })));
+            let (a, b) = (&self.values[*inside], &self.values[*next]);
+            if in_place && made_in && a.axes == b.axes && a.dtype == b.dtype && !carries.iter().any(|(o, n)| n == next && o != inside) {
+                self.same.insert(*next, *inside);
+            }
+        }
+        let mut copies: Vec<Group> = vec![];
+        for (inside, next) in carries {
+            if self.same.get(next) == Some(inside) {
+                continue;
+            }
+            let item = Item { out: Some(*inside), node: Node::Copy(*next) };
+            if let Some((domain, reduced, vec)) = self.shape(&item) {
+                copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+            }
+        }
+        let mut segments: Vec<Segment> = vec![];
+        for g in groups {
+            let laned = self.panels && self.has_lanes(&g);
+            match (&g.work, segments.last_mut()) {
+                (Work::For(_), _) => segments.push(Segment::For(g)),
+                (_, Some(Segment::Panels(list))) if laned => list.push(g),
+                (_, Some(Segment::Straight(list))) if !laned => list.push(g),
+                _ if laned => segments.push(Segment::Panels(vec![g])),
+                _ => segments.push(Segment::Straight(vec![g])),
+            }
+        }
+        let (laned, free): (Vec<Group>, Vec<Group>) = copies.into_iter().partition(|g| self.panels && self.has_lanes(g));
+        match segments.last_mut() {
+            Some(Segment::Panels(list)) => list.extend(laned),
+            _ if !laned.is_empty() => segments.push(Segment::Panels(laned)),
+            _ => {}
+        }
+        if !free.is_empty() {
+            segments.push(Segment::Straight(free));
+        }
+        Ok(segments)
+    }
+
+    /// Between loops, what has no lanes before what has.
+    fn lanes_last(&self, groups: Vec<Group>) -> Vec<Group> {
+        let mut out: Vec<Group> = vec![];
+        let mut laned: Vec<Group> = vec![];
+        for g in groups {
+            if matches!(g.work, Work::For(_)) {
+                out.append(&mut laned);
+                out.push(g);
+            } else if self.panels && self.has_lanes(&g) {
+                laned.push(g);
+            } else {
+                out.push(g);
+            }
+        }
+        out.append(&mut laned);
+        out
+    }
+
+    /// Whether `item` reads a result of a reduction in `g`.
+    fn reduces_into(&self, g: &Group, item: &Item) -> bool {
+        let Work::Nest(n) = &g.work else { return true };
+        let reads = self.operands(item);
+        n.items.iter().any(|i| matches!(i.node, Node::Reduce(..)) && i.out.is_some_and(|v| reads.contains(&v)))
+    }
+
+    fn has_lanes(&self, g: &Group) -> bool {
+        let Some(l) = self.lanes else { return false };
+        match &g.work {
+            Work::Nest(n) => n.domain.contains(&l),
+            Work::Single(i) | Work::Edge(i) => i.out.into_iter().chain(self.operands(i)).any(|v| self.has(v, l)),
+            Work::For(_) => false,
+        }
+    }
+
+    /// Values in memory that a group reads.
+    fn reads(&self, g: &Group) -> Vec<V> {
+        let mut all: Vec<V> = match &g.work {
+            Work::Nest(n) => {
+                let own: BTreeSet<V> = n.items.iter().filter_map(|i| i.out).collect();
+                // A copy at the end of a loop's body writes what others read.
+                n.items.iter().flat_map(|i| self.operands(i)).filter(|v| !own.contains(v)).collect()
+            }
+            Work::Single(i) | Work::Edge(i) => self.operands(i),
+            Work::For(l) => {
+                let mut all: Vec<V> = vec![];
+                for_groups(&l.body, &mut |g| all.extend(self.reads(g)));
+                all.extend(l.carries.iter().flat_map(|(i, n)| [*i, *n]));
+                all.extend(l.within.iter().flat_map(|c| c.scalars.iter().map(|(v, _)| self.v(*v))));
+                all
+            }
+        };
+        all.retain(|v| self.values[*v].inline.is_none());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+    fn writes(&self, g: &Group) -> Vec<V> {
+        match &g.work {
+            Work::Nest(n) => n.items.iter().filter_map(|i| i.out).collect(),
+            Work::Single(i) | Work::Edge(i) => i.out.into_iter().collect(),
+            Work::For(_) => vec![],
+        }
+    }
+
+    // Places.
+
+    /// Gives every group its time and segment; notes when values are written and last read.
+    fn stamp(&mut self, body: &mut [Segment]) {
+        for s in body {
+            self.segments += 1;
+            let segment = self.segments;
+            let panels = matches!(s, Segment::Panels(_));
+            let mut from_outside: Vec<V> = vec![];
+            let groups: &mut [Group] = match s {
+                Segment::Straight(g) | Segment::Panels(g) => g,
+                Segment::For(g) => std::slice::from_mut(g),
+            };
+            for g in groups {
+                self.clock += 1;
+                g.time = self.clock;
+                g.segment = segment;
+                for v in self.writes(g) {
+                    self.written.entry(v).or_insert((g.time, segment));
+                }
+                for v in self.reads(g) {
+                    self.note_read(v, g.time, segment);
+                    if panels && self.written.get(&v).is_some_and(|(_, s)| *s != segment) {
+                        from_outside.push(v);
+                    }
+                }
+                if let Work::For(l) = &mut g.work {
+                    let start = self.clock;
+                    let mut inner = std::mem::take(&mut l.body);
+                    self.stamp(&mut inner);
+                    l.body = inner;
+                    self.clock += 1;
+                    let end = self.clock;
+                    // What the loop reads from outside lives until its end.
+                    let reads = self.reads(g);
+                    for v in reads {
+                        if self.written.get(&v).is_some_and(|(t, _)| *t < start) {
+                            self.note_read(v, end, segment);
+                        }
+                    }
+                }
+            }
+            // The next panel reads it again.
+            for v in from_outside {
+                self.note_read(v, self.clock, segment);
+            }
+        }
+    }
+    fn note_read(&mut self, v: V, time: usize, segment: usize) {
+        let last = self.last.entry(v).or_insert(time);
+        *last = (*last).max(time);
+        if self.written.get(&v).is_some_and(|(_, s)| *s != segment) {
+            self.crossing.insert(v);
+        }
+    }
+
+    fn allocate(&mut self, body: &mut [Segment]) {
+        // What is filled in place stands where its operand stands, which then must outlive the panel too.
+        let mut pairs = vec![];
+        edges(body, &mut pairs);
+        for (value, out) in pairs {
+            if self.crossing.contains(&out) {
+                self.crossing.insert(value);
+            }
+        }
+        let mut arena = Arena { slots: vec![], end: 0 };
+        self.place(body, &mut arena);
+        self.fixed_bytes = round_up(arena.end, 64) + 256;
+        // Records of panels start on different cache sets.
+        self.panel_bytes = round_up(self.panel_bytes, 64);
+        if self.panel_bytes > 0 && self.panel_bytes % 4096 == 0 {
+            self.panel_bytes += 192;
+        }
+    }
+
+    fn place(&mut self, body: &[Segment], arena: &mut Arena) {
+        let groups = body.iter().flat_map(|s| match s {
+            Segment::Straight(g) | Segment::Panels(g) => g.as_slice(),
+            Segment::For(g) => std::slice::from_ref(g),
+        });
+        for g in groups {
+            let reads = self.reads(g);
+            arena.slots.iter_mut().for_each(|s| {
+                if s.until < g.time {
+                    s.owner = None;
+                }
+            });
+            for v in self.writes(g) {
+                if self.values[v].place.is_some() {
+                    continue;
+                }
+                if let Some(&c) = self.same.get(&v) {
+                    self.values[v].place = self.values[c].place;
+                    continue;
+                }
+                let Some(&last) = self.last.get(&v) else {
+                    // Read by nobody; a dot or a gather writes all the same.
+                    if matches!(g.work, Work::Single(_)) {
+                        let size = self.strides(v).1 * self.bytes(self.values[v].dtype);
+                        let at = arena.take(round_up(size, 64), v, g.time, None);
+                        self.values[v].place = Some(Place::Fixed(at));
+                    }
+                    continue;
+                };
+                if let Work::Nest(_) = g.work
+                    && last == g.time
+                {
+                    continue;
+                }
+                if let Work::Edge(Item { node: Node::Fill { value, .. }, .. }) = &g.work {
+                    self.values[v].place = self.values[*value].place;
+                    if let Some(Place::Fixed(at)) = self.values[v].place {
+                        arena.extend(at, v, last);
+                    }
+                    continue;
+                }
+                let size = round_up(self.strides(v).1 * self.bytes(self.values[v].dtype), 64);
+                if self.panels && self.laned(v) && self.crossing.contains(&v) {
+                    self.values[v].place = Some(Place::Panel(self.panel_bytes));
+                    self.panel_bytes += size;
+                    continue;
+                }
+                // The place of an operand that dies here and has the same layout, in a nest.
+                let heir = match &g.work {
+                    Work::Nest(n) if n.domain.iter().eq(self.values[v].axes.iter().collect::<BTreeSet<_>>()) => reads.iter().copied().find(|&o| {
+                        self.last.get(&o) == Some(&g.time)
+                            && self.values[o].axes == self.values[v].axes
+                            && self.bytes(self.values[o].dtype) == self.bytes(self.values[v].dtype)
+                            && arena.slots.iter().any(|s| s.owner == Some(o))
+                    }),
+                    _ => None,
+                };
+                let at = arena.take(size, v, last, heir);
+                self.values[v].place = Some(Place::Fixed(at));
+            }
+            if let Work::For(l) = &g.work {
+                self.place(&l.body, arena);
+            }
+        }
+    }
+}
+
+/// Slots of the part of scratch memory that all panels share.
+struct Arena {
+    slots: Vec<Slot>,
+    end: usize,
+}
+struct Slot {
+    at: usize,
+    size: usize,
+    owner: Option<V>,
+    until: usize,
+}
+
+impl Arena {
+    fn take(&mut self, size: usize, v: V, until: usize, heir: Option<V>) -> usize {
+        let own = heir.and_then(|h| self.slots.iter().position(|s| s.owner == Some(h) && s.size >= size));
+        let free = || self.slots.iter().enumerate().filter(|(_, s)| s.owner.is_none() && s.size >= size && s.size <= 2 * size + 256).min_by_key(|(_, s)| s.size).map(|(k, _)| k);
+        let k = own.or_else(free).unwrap_or_else(|| {
+            self.slots.push(Slot { at: self.end, size, owner: None, until: 0 });
+            self.end += size;
+            self.slots.len() - 1
+        });
+        self.slots[k].owner = Some(v);
+        self.slots[k].until = until;
+        self.slots[k].at
+    }
+    fn extend(&mut self, at: usize, v: V, until: usize) {
+        for s in self.slots.iter_mut().filter(|s| s.at == at) {
+            s.owner = Some(v);
+            s.until = until;
+        }
+    }
+}
+
+fn edges(body: &[Segment], pairs: &mut Vec<(V, V)>) {
+    for_groups(body, &mut |g| match &g.work {
+        Work::Edge(Item { node: Node::Fill { value, .. }, out: Some(out) }) => pairs.push((*value, *out)),
+        Work::For(l) => edges(&l.body, pairs),
+        _ => {}
+    });
+}
+
+fn reaches(before: &[BTreeSet<usize>], from: usize, to: usize) -> bool {
+    // Does `from` need `to`?
+    let mut seen = BTreeSet::new();
+    let mut stack = vec![from];
+    while let Some(k) = stack.pop() {
+        if k == to {
+            return true;
+        }
+        if seen.insert(k) {
+            stack.extend(&before[k]);
+        }
+    }
+    false
+}
+
+fn any(body: &[Stmt], f: &dyn Fn(&Stmt) -> bool) -> bool {
+    body.iter().any(|s| f(s) || matches!(s, Stmt::For(l) if any(&l.body, f)))
+}
+
+fn for_groups(body: &[Segment], f: &mut dyn FnMut(&Group)) {
+    for s in body {
+        match s {
+            Segment::Straight(g) | Segment::Panels(g) => g.iter().for_each(&mut *f),
+            Segment::For(g) => f(g),
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! CPU code against plain loops in f64, and against the interpreter of block programs.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use codegen::Target;
+use ir::dim::{Bindings, Dim};
+use ir::prim::Elementwise;
+use ir::tensor::Tensor;
+use ir::tile::*;
+use ir::types::DType;
+use support::*;
+
+/// The largest error relative to the largest number.
+fn error(got: &Tensor, want: &Tensor) -> f64 {
+    let (g, w) = (got.to_f64(), want.to_f64());
+    let scale = w.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    g.iter().zip(&w).map(|(g, w)| if g.is_nan() != w.is_nan() { f64::INFINITY } else if g.is_nan() { 0.0 } else { (g - w).abs() / scale }).fold(0.0, f64::max)
+}
+
+/// Compiles `p`, runs it, and compares to the interpreter in f64.
+fn agrees(p: &Program, sizes: &[&[(&str, i64)]], tolerance: f64) {
+    agrees_on(p, sizes, tolerance, inputs);
+}
+fn agrees_on(p: &Program, sizes: &[&[(&str, i64)]], tolerance: f64, make: impl Fn(&Program, &Bindings, u64) -> Vec<Tensor>) {
+    let k = Kernel::new(p, &Target::host().unwrap());
+    let reference = exact(p);
+    for s in sizes {
+        let dims = bind(s);
+        let x = make(p, &dims, 7);
+        let want = ir::tile::interp::run(&reference, &dims, &x).unwrap_or_else(|e| panic!("{}: {e:?}", p.name));
+        let most = k.compiled.artifact.signature.max_panels;
+        for panels in [1, 2, 3, most] {
+            if panels > most {
+                continue;
+            }
+            let got = k.run(&dims, &x, panels);
+            for (n, (g, w)) in got.iter().zip(&want).enumerate() {
+                let e = error(g, w);
+                assert!(e <= tolerance, "{} {s:?} panels {panels}: output {n} is off by {e:e}\n{}", p.name, k.compiled.dumps.mlir);
+            }
+        }
+    }
+}
+
+/// Rows of `n × d` in f64, straightforwardly: outputs and tangents.
+fn attention(x: &[Tensor], b: usize, h: usize, n: usize, m: usize, d: usize, causal: bool) -> (Vec<f64>, Vec<f64>) {
+    let x: Vec<Vec<f64>> = x.iter().map(Tensor::to_f64).collect();
+    let zero = vec![0.0; b * h * n.max(m) * d];
+    let get = |i: usize| x.get(i).unwrap_or(&zero);
+    let (q, k, v, qt, kt, vt) = (get(0), get(1), get(2), get(3), get(4), get(5));
+    let (mut o, mut ot) = (vec![0.0; b * h * n * d], vec![0.0; b * h * n * d]);
+    let scale = 1.0 / (d as f64).sqrt();
+    for g in 0..b * h {
+        for i in 0..n {
+            let seen = if causal { (i + 1).min(m) } else { m };
+            let dot = |a: &[f64], c: &[f64], j: usize| (0..d).map(|e| a[(g * n + i) * d + e] * c[(g * m + j) * d + e]).sum::<f64>() * scale;
+            let s: Vec<f64> = (0..seen).map(|j| dot(q, k, j)).collect();
+            let st: Vec<f64> = (0..seen).map(|j| dot(qt, k, j) + dot(q, kt, j)).collect();
+            let top = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = s.iter().map(|s| (s - top).exp()).collect();
+            let l: f64 = p.iter().sum();
+            let mean: f64 = p.iter().zip(&st).map(|(p, t)| p * t).sum::<f64>() / l;
+            for e in 0..d {
+                let at = (g * n + i) * d + e;
+                for j in 0..seen {
+                    let w = p[j] / l;
+                    o[at] += w * v[(g * m + j) * d + e];
+                    ot[at] += w * (st[j] - mean) * v[(g * m + j) * d + e] + w * vt[(g * m + j) * d + e];
+                }
+            }
+        }
+    }
+    (o, ot)
+}
+
+fn close(got: &Tensor, want: &[f64], tolerance: f64, what: &str) {
+    let want = Tensor::from_f64(DType::F64, got.shape(), want).unwrap();
+    let e = error(got, &want);
+    assert!(e <= tolerance, "{what}: off by {e:e}");
+}
+
+fn flash(head: usize, stream: usize, causal: bool, tangents: bool, sizes: &[(i64, i64)]) {
+    let f = Flash { head, stream, causal, tangents, dtype: F32, sequence_first: false };
+    let p = f.program();
+    let k = Kernel::new(&p, &Target::host().unwrap());
+    for &(n, m) in sizes {
+        let dims = bind(&[("B", 1), ("H", 2), ("I", n), ("J", m)]);
+        let x = inputs(&p, &dims, 3);
+        let (o, ot) = attention(&x, 1, 2, n as usize, m as usize, head, causal);
+        for panels in [1, 3] {
+            let got = k.run(&dims, &x, panels);
+            close(&got[0], &o, 3e-6, &format!("o, head {head}, {n} x {m}, {panels} panels"));
+            if tangents {
+                close(&got[1], &ot, 6e-6, &format!("o.t, head {head}, {n} x {m}, {panels} panels"));
+            }
+        }
+    }
+}
+
+#[test]
+fn streamed_forward() {
+    flash(64, 64, false, false, &[(37, 37), (100, 7), (1, 1), (200, 300)]);
+    flash(12, 32, false, false, &[(37, 70)]);
+}
+
+#[test]
+fn streamed_tangent() {
+    flash(64, 64, false, true, &[(37, 37), (100, 7), (1, 1), (130, 300)]);
+    flash(33, 40, false, true, &[(50, 90)]);
+    flash(1, 16, false, true, &[(50, 33)]);
+    flash(128, 64, false, true, &[(50, 70)]);
+}
+
+#[test]
+fn streamed_causal() {
+    flash(16, 32, true, false, &[(37, 37), (100, 100), (1, 1), (100, 300)]);
+    flash(28, 32, true, true, &[(37, 37), (300, 300), (70, 20)]);
+}
+
+#[test]
+fn other_memory_orders_and_types() {
+    for dtype in [F32, DType::BF16, DType::F16] {
+        for (head, sequence_first) in [(64, true), (24, true), (80, false)] {
+            let p = Flash { head, stream: 32, causal: false, tangents: true, dtype, sequence_first }.program();
+            let tolerance = if dtype == F32 { 6e-6 } else { 1e-2 };
+            agrees(&p, &[&[("B", 2), ("H", 2), ("I", 37), ("J", 45)]], tolerance);
+        }
+    }
+}
+
+/// y[m, n] = tanh(Σₖ x[m, k]·w[·] + bias[n]) + r[m, n]
+fn matmul(lanes_m: bool, weights_k_major: bool, full_k: Option<usize>) -> Program {
+    let mut w = Write::new("linear", F32);
+    let (m, n) = (w.axis("m", "M", Role::Block(24)), w.axis("n", "N", Role::Block(32)));
+    let ks = full_k.map_or("K".to_string(), |k| k.to_string());
+    let k = w.axis("k", &ks, full_k.map_or(Role::Stream(48), Role::Full));
+    w.p.lanes = Some(if lanes_m { m } else { n });
+    let x = w.input("x", &["M", &ks]);
+    let shape = if weights_k_major { [ks.as_str(), "N"] } else { ["N", ks.as_str()] };
+    let order = if weights_k_major { [k, n] } else { [n, k] };
+    let b = w.input("w", &shape);
+    let bias = w.input("bias", &["N"]);
+    let r = w.input("r", &["M", "N"]);
+    let y = w.output("y", &["M", "N"]);
+    let product = |w: &mut Write, init: &[&[ValueId]]| {
+        let (xk, wk) = (w.load(x, &[m, k]), w.load(b, &order));
+        w.dot(init, &[(xk, wk)], &[k])
+    };
+    let acc = if full_k.is_some() {
+        product(&mut w, &[])
+    } else {
+        let zero = w.fill(&[m, n], 0.0);
+        w.stream(k, vec![], &[zero], |w, c| vec![product(w, &[&[c[0]]])])[0]
+    };
+    let bias = w.load(bias, &[n]);
+    let z = w.add(acc, bias);
+    let z = w.map(Elementwise::Tanh, &[z]);
+    let r = w.load(r, &[m, n]);
+    let z = w.add(z, r);
+    w.store(y, &[m, n], z);
+    w.finish()
+}
+
+#[test]
+fn matmul_with_epilogue() {
+    let sizes: [&[(&str, i64)]; 4] = [
+        &[("M", 37), ("N", 70), ("K", 100)],
+        &[("M", 1), ("N", 1), ("K", 1)],
+        &[("M", 100), ("N", 33), ("K", 7)],
+        &[("M", 64), ("N", 64), ("K", 96)],
+    ];
+    for lanes_m in [true, false] {
+        for k_major in [true, false] {
+            agrees(&matmul(lanes_m, k_major, None), &sizes, 2e-6);
+            agrees(&matmul(lanes_m, k_major, Some(33)), &sizes, 2e-6);
+        }
+    }
+}
+
+/// Rows normalised by their mean square, with a gain; `dtype` in memory.
+fn row_norm(features: usize, dtype: DType, rows: Role, compute: DType) -> Program {
+    let mut w = Write::new("row_norm", compute);
+    let r = w.axis("r", "R", rows);
+    let fs = features.to_string();
+    let f = w.axis("f", &fs, Role::Full(features));
+    w.p.lanes = Some(f);
+    let x = w.buffer("x", dtype, &["R", &fs], Access::Input);
+    let g = w.buffer("g", dtype, &[&fs], Access::Input);
+    let y = w.buffer("y", dtype, &["R", &fs], Access::Output);
+    let mean = w.buffer("mean", F32, &["R"], Access::Output);
+    let x = w.load(x, &[r, f]);
+    let g = w.load(g, &[f]);
+    let n = w.number(features as f64);
+    let s = w.sum(x, &[f]);
+    let mu = w.div(s, n);
+    let c = w.sub(x, mu);
+    let c2 = w.mul(c, c);
+    let s2 = w.sum(c2, &[f]);
+    let var = w.div(s2, n);
+    let eps = w.number(1e-5);
+    let var = w.add(var, eps);
+    let inv = w.map(Elementwise::Rsqrt, &[var]);
+    let z = w.mul(c, inv);
+    let z = w.mul(z, g);
+    w.store(y, &[r, f], z);
+    w.store(mean, &[r], mu);
+    w.finish()
+}
+
+#[test]
+fn resident_rows() {
+    for features in [1, 7, 8, 12, 16, 24, 28, 33, 72, 80, 96, 256, 512, 1000] {
+        for rows in [Role::Block(4), Role::Grid] {
+            agrees(&row_norm(features, F32, rows, F32), &[&[("R", 1)], &[("R", 7)], &[("R", 37)]], 3e-6);
+        }
+    }
+    agrees(&row_norm(100, DType::BF16, Role::Block(4), F32), &[&[("R", 5)]], 1e-2);
+    agrees(&row_norm(100, DType::F16, Role::Block(4), F32), &[&[("R", 5)]], 1e-3);
+    agrees(&row_norm(50, DType::F64, Role::Block(4), DType::F64), &[&[("R", 5)]], 1e-6);
+}
+
+/// Applies `op` to inputs of shape [R, C] and [C], with lanes along either axis, or none.
+fn elementwise(op: Elementwise, lanes: usize, compute: DType) -> Program {
+    let mut w = Write::new(&format!("map.{}", op.name()), compute);
+    let (r, c) = (w.axis("r", "R", Role::Block(16)), w.axis("c", "C", Role::Block(32)));
+    w.p.lanes = [Some(r), Some(c), None][lanes];
+    let x = w.buffer("x", compute, &["R", "C"], Access::Input);
+    let y = w.buffer("y", compute, &["C"], Access::Input);
+    let o = w.buffer("o", compute, &["R", "C"], Access::Output);
+    let x = w.load(x, &[r, c]);
+    let y = w.load(y, &[c]);
+    let z = w.map(op, &[x, y][..op.arity().min(2)]);
+    w.store(o, &[r, c], z);
+    w.finish()
+}
+
+#[test]
+fn elementwise_over_two_axes() {
+    use Elementwise::*;
+    for lanes in 0..3 {
+        for op in [Add, Sub, Mul, Max, Min] {
+            agrees(&elementwise(op, lanes, F32), &[&[("R", 1), ("C", 1)], &[("R", 7), ("C", 37)], &[("R", 40), ("C", 1000)]], 1e-6);
+        }
+    }
+}
+
+/// One row of `f` of `x`, by code compiled here.
+fn apply(op: Elementwise, compute: DType, x: &[f64], y: &[f64]) -> Vec<f64> {
+    let p = elementwise(op, 1, compute);
+    let k = Kernel::new(&p, &Target::host().unwrap());
+    let dims = bind(&[("R", 1), ("C", x.len() as i64)]);
+    let x = Tensor::from_f64(compute, &[1, x.len()], x).unwrap();
+    let y = Tensor::from_f64(compute, &[x.len()], y).unwrap();
+    k.run(&dims, &[x, y], 1)[0].to_f64()
+}
+
+#[test]
+fn functions_are_accurate() {
+    use Elementwise::*;
+    let range = |a: f64, b: f64| (0..20000).map(|i| a + (b - a) * f64::from(i) / 19999.0).collect::<Vec<f64>>();
+    let cases: [(Elementwise, Vec<f64>); 14] = [
+        (Exp, range(-87.0, 88.0)), (Exp, range(-1.0, 1.0)), (Log, range(1e-6, 2.0)), (Log, range(0.5, 1e6)), (Sqrt, range(0.0, 100.0)),
+        (Rsqrt, range(0.01, 100.0)), (Tanh, range(-10.0, 10.0)), (Tanh, range(-0.01, 0.01)), (Logistic, range(-80.0, 80.0)),
+        (Sin, range(-1000.0, 1000.0)), (Cos, range(-1e5, 1e5)), (Sin, range(-0.1, 0.1)), (Erf, range(-5.0, 5.0)), (Erf, range(-0.01, 0.01)),
+    ];
+    for (compute, ulp) in [(F32, 2f64.powi(-23)), (DType::F64, 2f64.powi(-52))] {
+        for (op, x) in &cases {
+            // What the machine sees.
+            let x: Vec<f64> = x.iter().map(|x| compute.round(*x)).collect();
+            let got = apply(*op, compute, &x, &x);
+            // Where the true value is near 0 by cancellation, an absolute error.
+            let mut worst = (0.0, 0.0);
+            for (x, g) in x.iter().zip(&got) {
+                let want = op.eval(&[*x]);
+                let scale = if matches!(op, Sin | Cos) { want.abs().max(1e-2) } else { want.abs().max(1e-37) };
+                let e = (g - want).abs() / scale / ulp;
+                if !(e <= worst.0) {
+                    worst = (e, *x);
+                }
+            }
+            println!("{compute} {}: {:.2} ulp at {}", op.name(), worst.0, worst.1);
+            let most = if compute == F32 { 2.5 } else { 6.0 };
+            assert!(worst.0 <= most, "{compute} {}: {} ulp at {}", op.name(), worst.0, worst.1);
+        }
+    }
+}
+
+#[test]
+fn functions_at_their_edges() {
+    use Elementwise::*;
+    let inf = f64::INFINITY;
+    for compute in [F32, DType::F64] {
+        let x = [0.0, -0.0, inf, -inf, f64::NAN, -1.0, 1.0, 1e4, -1e4, -3e38, 3e38];
+        for op in [Exp, Log, Tanh, Erf, Logistic, Sqrt, Abs, Neg, Sin, Cos] {
+            let got = apply(op, compute, &x, &x);
+            for (x, g) in x.iter().zip(&got) {
+                let want = op.eval(&[compute.round(*x)]);
+                if matches!(op, Sin | Cos) && x.abs() > 1e5 && x.is_finite() {
+                    continue;
+                }
+                let fine = want.is_nan() && g.is_nan() || want == *g || (want - g).abs() <= 3e-7 * want.abs();
+                assert!(fine, "{compute} {}({x}) = {g}, not {want}", op.name());
+            }
+        }
+        assert_eq!(apply(Exp, compute, &[-88.0], &[0.0])[0] == 0.0, compute == F32);
+        let (a, b) = ([2.0, -2.0, -2.0, -2.0, 0.0, 0.0, 9.0, 1.5], [3.0, 3.0, 2.0, 0.5, 0.0, 2.0, 0.5, -2.5]);
+        for (k, g) in apply(Pow, compute, &a, &b).iter().enumerate() {
+            let want = a[k].powf(b[k]);
+            assert!(want.is_nan() && g.is_nan() || (want - g).abs() <= 6e-7 * want.abs(), "{}^{} = {g}", a[k], b[k]);
+        }
+    }
+}
+
+/// A masked sum with lengths per batch entry, positions and truth values in memory.
+#[test]
+fn lengths_positions_and_masks() {
+    let mut w = Write::new("masked", F32);
+    let b = w.axis("b", "B", Role::Grid);
+    let (i, j) = (w.axis("i", "I", Role::Block(16)), w.axis("j", "J", Role::Stream(16)));
+    w.p.lanes = Some(i);
+    let x = w.input("x", &["B", "I", "J"]);
+    let keep = w.buffer("keep", DType::Bool, &["J"], Access::Input);
+    let len = w.buffer("len", DType::I32, &["B"], Access::Input);
+    let o = w.output("o", &["B", "I"]);
+    let flag = w.buffer("flag", DType::Bool, &["B", "I"], Access::Output);
+    let place = w.buffer("place", DType::I32, &["B", "I"], Access::Output);
+    let n = w.load(len, &[b]);
+    let short = || vec![Constraint { axes: vec![(j, -1)], constant: Dim::fixed(-1), scalars: vec![(n, 1)] }, at_least_zero(&[(i, 2), (j, -1)], Dim::fixed(5))];
+    let zero = w.fill(&[i], 0.0);
+    let s = w.stream(j, short(), &[zero], |w, c| {
+        let x = w.load(x, &[b, i, j]);
+        let k = w.load(keep, &[j]);
+        let nothing = w.number(0.0);
+        let x = w.map(Elementwise::Select, &[k, x, nothing]);
+        let x = w.keep(x, 0.0, short());
+        let s = w.sum(x, &[j]);
+        vec![w.add(c[0], s)]
+    })[0];
+    w.store(o, &[b, i], s);
+    let pos = w.define(DType::I32, &[i], Op::Position(i));
+    let pb = w.define(DType::I32, &[], Op::Position(b));
+    let sum = w.add(pos, pb);
+    w.store(place, &[b, i], sum);
+    let half = w.number(0.5);
+    let big = w.map(Elementwise::Gt, &[s, half]);
+    w.store(flag, &[b, i], big);
+    let p = w.finish();
+    agrees_on(&p, &[&[("B", 3), ("I", 37), ("J", 50)], &[("B", 2), ("I", 5), ("J", 3)]], 2e-6, |p, dims, seed| {
+        let mut x = inputs(p, dims, seed);
+        let b = dims["B"] as usize;
+        x[1] = Tensor::from_f64(DType::Bool, x[1].shape(), &(0..dims["J"]).map(|j| f64::from(u8::from(j % 3 != 0))).collect::<Vec<_>>()).unwrap();
+        x[2] = Tensor::from_f64(DType::I32, &[b], &(0..b).map(|b| (b * 23) as f64).collect::<Vec<_>>()).unwrap();
+        x
+    });
+}
+
+/// Dots whose operands both have lanes, or neither; sums over lanes; two summed axes; loops within loops.
+#[test]
+fn irregular_dots() {
+    // Lanes along the features that are summed.
+    let mut w = Write::new("row_dot", F32);
+    let (r, f) = (w.axis("r", "R", Role::Block(4)), w.axis("f", "33", Role::Full(33)));
+    w.p.lanes = Some(f);
+    let (x, y) = (w.input("x", &["R", "33"]), w.input("y", &["R", "33"]));
+    let o = w.output("o", &["R"]);
+    let (x, y) = (w.load(x, &[r, f]), w.load(y, &[r, f]));
+    let z = w.dot(&[], &[(x, y)], &[f]);
+    w.store(o, &[r], z);
+    agrees(&w.finish(), &[&[("R", 6)]], 1e-6);
+
+    // Lanes along features, summed along another axis.
+    let mut w = Write::new("wide", F32);
+    let (r, f, k) = (w.axis("r", "R", Role::Block(5)), w.axis("f", "72", Role::Full(72)), w.axis("k", "19", Role::Full(19)));
+    w.p.lanes = Some(f);
+    let (x, y) = (w.input("x", &["R", "19"]), w.input("y", &["19", "72"]));
+    let o = w.output("o", &["R", "72"]);
+    let (x, y) = (w.load(x, &[r, k]), w.load(y, &[k, f]));
+    let two = w.number(2.0);
+    let z = w.dot(&[&[two]], &[(x, y)], &[k]);
+    w.store(o, &[r, f], z);
+    agrees(&w.finish(), &[&[("R", 6)], &[("R", 1)]], 1e-6);
+
+    // Heads and features summed together; a batch axis of rows; no lanes in one product.
+    let mut w = Write::new("two_sums", F32);
+    let (i, h, e, s) = (w.axis("i", "I", Role::Block(16)), w.axis("h", "3", Role::Full(3)), w.axis("e", "12", Role::Full(12)), w.axis("s", "S", Role::Stream(10)));
+    w.p.lanes = Some(i);
+    let (x, y, z) = (w.input("x", &["I", "3", "12"]), w.input("y", &["S", "3", "12"]), w.input("z", &["3", "12"]));
+    let (o, o2) = (w.output("o", &["I", "S"]), w.output("o2", &["I", "S", "3"]));
+    let x = w.load(x, &[i, h, e]);
+    w.stream(s, vec![], &[], |w, _| {
+        let y = w.load(y, &[s, h, e]);
+        let z = w.load(z, &[h, e]);
+        let free = w.dot(&[], &[(y, z)], &[e]);
+        let a = w.dot(&[&[free]], &[(x, y)], &[e]);
+        w.store(o2, &[i, s, h], a);
+        let b = w.dot(&[], &[(y, x)], &[h, e]);
+        w.store(o, &[i, s], b);
+        vec![]
+    });
+    agrees(&w.finish(), &[&[("I", 37), ("S", 25)], &[("I", 1), ("S", 1)]], 2e-6);
+}
+
+/// Values that change places from one iteration to the next, and one that only the loop's end sees.
+#[test]
+fn carried_values_change_places() {
+    let mut w = Write::new("swap", F32);
+    let (i, j) = (w.axis("i", "I", Role::Block(16)), w.axis("j", "J", Role::Stream(4)));
+    w.p.lanes = Some(i);
+    let x = w.input("x", &["I", "J"]);
+    let (o, q) = (w.output("o", &["I"]), w.output("q", &["I"]));
+    let (one, two) = (w.fill(&[i], 1.0), w.fill(&[i], 2.0));
+    let out = w.stream(j, vec![], &[one, two, one], |w, c| {
+        let x = w.load(x, &[i, j]);
+        let s = w.sum(x, &[j]);
+        let t = w.add(c[0], s);
+        vec![c[1], t, c[2]]
+    });
+    let y = w.mul(out[0], out[2]);
+    w.store(o, &[i], y);
+    w.store(q, &[i], out[1]);
+    agrees(&w.finish(), &[&[("I", 37), ("J", 11)], &[("I", 9), ("J", 4)]], 1e-6);
+}
+
+/// Nothing with rank: one instance, one number.
+#[test]
+fn without_axes() {
+    let mut w = Write::new("scalar", F32);
+    let f = w.axis("f", "50", Role::Full(50));
+    w.p.lanes = Some(f);
+    let (x, o) = (w.input("x", &["50"]), w.output("o", &[]));
+    let x = w.load(x, &[f]);
+    let s = w.sum(x, &[f]);
+    let m = w.reduce(ReduceKind::Max, x, &[f]);
+    let y = w.mul(s, m);
+    w.store(o, &[], y);
+    agrees(&w.finish(), &[&[]], 1e-6);
+}
+
+#[test]
+fn wider_vectors_compile() {
+    let t = Target::named("skylake-avx512").unwrap();
+    for p in [
+        Flash { head: 64, stream: 64, causal: true, tangents: true, dtype: DType::BF16, sequence_first: true }.program(),
+        matmul(true, false, None),
+        row_norm(100, F32, Role::Block(4), F32),
+    ] {
+        let c = codegen::compile_with(&p, &t, true).unwrap_or_else(|e| panic!("{e}"));
+        assert!(c.dumps.assembly.unwrap().contains("zmm"));
+    }
+}
+
+#[test]
+fn objects_refer_to_nothing_outside() {
+    let p = Flash { head: 64, stream: 64, causal: true, tangents: true, dtype: DType::BF16, sequence_first: true }.program();
+    let c = codegen::compile_with(&p, &Target::host().unwrap(), true).unwrap();
+    let text = c.dumps.assembly.unwrap();
+    for line in text.lines().filter(|l| l.contains("call")) {
+        assert!(line.contains("transpose_") || line.contains("_part_"), "{line}");
+    }
+}
+
+#[test]
+fn refusals_name_what_is_refused() {
+    let mut w = Write::new("partial", F32);
+    let i = w.axis("i", "I", Role::Block(16));
+    w.p.lanes = Some(i);
+    let (x, o) = (w.input("x", &["I"]), w.output("o", &["I"]));
+    let x = w.load(x, &[i]);
+    let s = w.sum(x, &[i]);
+    let y = w.add(x, s);
+    w.store(o, &[i], y);
+    let p = w.finish();
+    let e = codegen::compile(&p, &Target::host().unwrap()).unwrap_err().to_string();
+    assert!(e.contains("axis `i`"), "{e}");
+    assert!(Target::named("6502").unwrap_err().to_string().contains("6502"));
+}
