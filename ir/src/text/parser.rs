@@ -196,7 +196,7 @@ impl Parser {
 
     fn statement(&mut self, scope: &mut Scope) -> Result<()> {
         let span = self.span();
-        let n = self.name("a statement, `name = expression`,")?;
+        let n = self.name("`name = expression`")?;
         self.expect("=")?;
         let fresh = !scope.values.contains_key(&n);
         let value = self.expression().and_then(|e| {
@@ -800,7 +800,7 @@ const OTHERS: [&str; 15] = [
 fn suggest<'a>(e: Error, name: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let best = known.map(|k| (distance(name, k), k)).min();
     match best {
-        Some((d, k)) if d <= 1 + name.len() / 4 => e.hint(format!("did you mean `{k}`?")),
+        Some((d, k)) if d <= name.len().div_ceil(3) && d < name.len() => e.hint(format!("did you mean `{k}`?")),
         _ => e,
     }
 }
