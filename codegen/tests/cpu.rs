@@ -129,39 +129,6 @@ fn other_memory_orders_and_types() {
     }
 }
 
-/// y[m, n] = tanh(Σₖ x[m, k]·w[·] + bias[n]) + r[m, n]
-fn matmul(lanes_m: bool, weights_k_major: bool, full_k: Option<usize>) -> Program {
-    let mut w = Write::new("linear", F32);
-    let (m, n) = (w.axis("m", "M", Role::Block(24)), w.axis("n", "N", Role::Block(32)));
-    let ks = full_k.map_or("K".to_string(), |k| k.to_string());
-    let k = w.axis("k", &ks, full_k.map_or(Role::Stream(48), Role::Full));
-    w.p.lanes = Some(if lanes_m { m } else { n });
-    let x = w.input("x", &["M", &ks]);
-    let shape = if weights_k_major { [ks.as_str(), "N"] } else { ["N", ks.as_str()] };
-    let order = if weights_k_major { [k, n] } else { [n, k] };
-    let b = w.input("w", &shape);
-    let bias = w.input("bias", &["N"]);
-    let r = w.input("r", &["M", "N"]);
-    let y = w.output("y", &["M", "N"]);
-    let product = |w: &mut Write, init: &[&[ValueId]]| {
-        let (xk, wk) = (w.load(x, &[m, k]), w.load(b, &order));
-        w.dot(init, &[(xk, wk)], &[k])
-    };
-    let acc = if full_k.is_some() {
-        product(&mut w, &[])
-    } else {
-        let zero = w.fill(&[m, n], 0.0);
-        w.stream(k, vec![], &[zero], |w, c| vec![product(w, &[&[c[0]]])])[0]
-    };
-    let bias = w.load(bias, &[n]);
-    let z = w.add(acc, bias);
-    let z = w.map(Elementwise::Tanh, &[z]);
-    let r = w.load(r, &[m, n]);
-    let z = w.add(z, r);
-    w.store(y, &[m, n], z);
-    w.finish()
-}
-
 #[test]
 fn matmul_with_epilogue() {
     let sizes: [&[(&str, i64)]; 4] = [
@@ -172,40 +139,10 @@ fn matmul_with_epilogue() {
     ];
     for lanes_m in [true, false] {
         for k_major in [true, false] {
-            agrees(&matmul(lanes_m, k_major, None), &sizes, 2e-6);
-            agrees(&matmul(lanes_m, k_major, Some(33)), &sizes, 2e-6);
+            agrees(&Linear { lanes_m, k_major, block: 32, stream: 48, full: None }.program(), &sizes, 2e-6);
+            agrees(&Linear { lanes_m, k_major, block: 32, stream: 48, full: Some(33) }.program(), &sizes, 2e-6);
         }
     }
-}
-
-/// Rows normalised by their mean square, with a gain; `dtype` in memory.
-fn row_norm(features: usize, dtype: DType, rows: Role, compute: DType) -> Program {
-    let mut w = Write::new("row_norm", compute);
-    let r = w.axis("r", "R", rows);
-    let fs = features.to_string();
-    let f = w.axis("f", &fs, Role::Full(features));
-    w.p.lanes = Some(f);
-    let x = w.buffer("x", dtype, &["R", &fs], Access::Input);
-    let g = w.buffer("g", dtype, &[&fs], Access::Input);
-    let y = w.buffer("y", dtype, &["R", &fs], Access::Output);
-    let mean = w.buffer("mean", F32, &["R"], Access::Output);
-    let x = w.load(x, &[r, f]);
-    let g = w.load(g, &[f]);
-    let n = w.number(features as f64);
-    let s = w.sum(x, &[f]);
-    let mu = w.div(s, n);
-    let c = w.sub(x, mu);
-    let c2 = w.mul(c, c);
-    let s2 = w.sum(c2, &[f]);
-    let var = w.div(s2, n);
-    let eps = w.number(1e-5);
-    let var = w.add(var, eps);
-    let inv = w.map(Elementwise::Rsqrt, &[var]);
-    let z = w.mul(c, inv);
-    let z = w.mul(z, g);
-    w.store(y, &[r, f], z);
-    w.store(mean, &[r], mu);
-    w.finish()
 }
 
 #[test]
@@ -218,21 +155,6 @@ fn resident_rows() {
     agrees(&row_norm(100, DType::BF16, Role::Block(4), F32), &[&[("R", 5)]], 1e-2);
     agrees(&row_norm(100, DType::F16, Role::Block(4), F32), &[&[("R", 5)]], 1e-3);
     agrees(&row_norm(50, DType::F64, Role::Block(4), DType::F64), &[&[("R", 5)]], 1e-6);
-}
-
-/// Applies `op` to inputs of shape [R, C] and [C], with lanes along either axis, or none.
-fn elementwise(op: Elementwise, lanes: usize, compute: DType) -> Program {
-    let mut w = Write::new(&format!("map.{}", op.name()), compute);
-    let (r, c) = (w.axis("r", "R", Role::Block(16)), w.axis("c", "C", Role::Block(32)));
-    w.p.lanes = [Some(r), Some(c), None][lanes];
-    let x = w.buffer("x", compute, &["R", "C"], Access::Input);
-    let y = w.buffer("y", compute, &["C"], Access::Input);
-    let o = w.buffer("o", compute, &["R", "C"], Access::Output);
-    let x = w.load(x, &[r, c]);
-    let y = w.load(y, &[c]);
-    let z = w.map(op, &[x, y][..op.arity().min(2)]);
-    w.store(o, &[r, c], z);
-    w.finish()
 }
 
 #[test]
@@ -442,7 +364,7 @@ fn wider_vectors_compile() {
     let t = Target::named("skylake-avx512").unwrap();
     for p in [
         Flash { head: 64, stream: 64, causal: true, tangents: true, dtype: DType::BF16, sequence_first: true }.program(),
-        matmul(true, false, None),
+        Linear { lanes_m: true, k_major: false, block: 32, stream: 48, full: None }.program(),
         row_norm(100, F32, Role::Block(4), F32),
     ] {
         let c = codegen::compile_with(&p, &t, true).unwrap_or_else(|e| panic!("{e}"));

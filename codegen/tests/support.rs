@@ -26,7 +26,16 @@ pub struct Write {
 
 impl Write {
     pub fn new(name: &str, compute: DType) -> Write {
-        let p = Program { name: name.into(), axes: vec![], buffers: vec![], values: vec![], body: vec![], compute, operands: compute, lanes: None };
+        let p = Program {
+            name: name.into(),
+            axes: vec![],
+            buffers: vec![],
+            values: vec![],
+            body: vec![],
+            compute,
+            operands: compute,
+            lanes: None,
+        };
         Write { p, stack: vec![vec![]] }
     }
     pub fn axis(&mut self, name: &str, size: &str, role: Role) -> AxisId {
@@ -139,7 +148,13 @@ impl Write {
         self.define(dtype, &axes, Op::Fill { value: v, fill, keep })
     }
     /// A loop; the body gets the carried values and gives their next ones. Gives the last ones.
-    pub fn stream(&mut self, axis: AxisId, within: Vec<Constraint>, init: &[ValueId], body: impl FnOnce(&mut Write, &[ValueId]) -> Vec<ValueId>) -> Vec<ValueId> {
+    pub fn stream(
+        &mut self,
+        axis: AxisId,
+        within: Vec<Constraint>,
+        init: &[ValueId],
+        body: impl FnOnce(&mut Write, &[ValueId]) -> Vec<ValueId>,
+    ) -> Vec<ValueId> {
         let like = |w: &mut Write| init.iter().map(|v| w.value(w.p.value(*v).dtype, &w.axes(*v))).collect::<Vec<_>>();
         let inside = like(self);
         self.stack.push(vec![]);
@@ -199,7 +214,11 @@ impl Kernel {
             check(LLVMOrcLLJITAddObjectFile(jit, LLVMOrcLLJITGetMainJITDylib(jit), b));
             let symbol = CString::new(compiled.artifact.signature.symbol.clone()).unwrap();
             check(LLVMOrcLLJITLookup(jit, &mut address, symbol.as_ptr()));
-            Kernel { compiled, jit, f: std::mem::transmute::<usize, unsafe extern "C" fn(*const *mut u8, *const i64, *mut u8, i64, i64)>(address as usize) }
+            Kernel {
+                compiled,
+                jit,
+                f: std::mem::transmute::<usize, unsafe extern "C" fn(*const *mut u8, *const i64, *mut u8, i64, i64)>(address as usize),
+            }
         }
     }
 
@@ -208,11 +227,11 @@ impl Kernel {
         grid.iter().map(|g| (g.size.eval(dims).unwrap() as usize).div_ceil(g.tile * if g.panels { panels } else { 1 }) as i64).product()
     }
 
-    /// Runs all instances on `threads` threads.
+    /// Runs all instances on `threads` threads; gives the time that they used, all together.
     ///
     /// # Safety
     /// The buffers are those of the signature.
-    pub unsafe fn launch(&self, buffers: &[*mut u8], dims: &Bindings, panels: usize, threads: usize) {
+    pub unsafe fn launch(&self, buffers: &[*mut u8], dims: &Bindings, panels: usize, threads: usize) -> f64 {
         let s = &self.compiled.artifact.signature;
         let numbers: Vec<i64> = s.dims.iter().map(|n| dims[n]).collect();
         let total = self.instances(dims, panels);
@@ -220,32 +239,53 @@ impl Kernel {
         let next = AtomicI64::new(0);
         let pointers: Vec<usize> = buffers.iter().map(|p| *p as usize).collect();
         std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    // SAFETY: denormals off, as the runtime does; intrinsics of every x86-64.
-                    #[allow(deprecated)]
-                    unsafe {
-                        use std::arch::x86_64::*;
-                        _mm_setcsr(_mm_getcsr() | 0x8040);
-                    }
-                    let layout = std::alloc::Layout::from_size_align(bytes.max(64), 4096).unwrap();
-                    // SAFETY: the layout is not empty; the kernel has what its signature says.
-                    unsafe {
-                        let scratch = std::alloc::alloc(layout);
-                        // Garbage, so that reads of what nobody wrote are seen.
-                        std::ptr::write_bytes(scratch, 0xff, bytes);
-                        loop {
-                            let i = next.fetch_add(1, Ordering::Relaxed);
-                            if i >= total {
-                                break;
-                            }
-                            (self.f)(pointers.as_ptr().cast(), numbers.as_ptr(), scratch, i, panels as i64);
+            let run = || {
+                // SAFETY: denormals off, as the runtime does; intrinsics of every x86-64.
+                #[allow(deprecated)]
+                unsafe {
+                    use std::arch::x86_64::*;
+                    _mm_setcsr(_mm_getcsr() | 0x8040);
+                }
+                let layout = std::alloc::Layout::from_size_align(bytes.max(64), 4096).unwrap();
+                // SAFETY: the layout is not empty; the kernel has what its signature says.
+                unsafe {
+                    let start = thread_seconds();
+                    let scratch = std::alloc::alloc(layout);
+                    // Garbage, so that reads of what nobody wrote are seen.
+                    std::ptr::write_bytes(scratch, 0xff, bytes);
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= total {
+                            break;
                         }
-                        std::alloc::dealloc(scratch, layout);
+                        (self.f)(pointers.as_ptr().cast(), numbers.as_ptr(), scratch, i, panels as i64);
                     }
-                });
-            }
-        });
+                    std::alloc::dealloc(scratch, layout);
+                    thread_seconds() - start
+                }
+            };
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            all.into_iter().map(|t| t.join().unwrap()).sum()
+        })
+    }
+
+    /// Seconds that the first instance takes, in the mean of `times`.
+    ///
+    /// # Safety
+    /// The buffers are those of the signature.
+    pub unsafe fn repeat(&self, buffers: &[*mut u8], dims: &Bindings, panels: usize, times: usize) -> f64 {
+        let s = &self.compiled.artifact.signature;
+        let numbers: Vec<i64> = s.dims.iter().map(|n| dims[n]).collect();
+        let mut scratch = vec![0u64; (s.scratch_fixed + panels * s.scratch_panel) / 8 + 16];
+        let at = scratch.as_mut_ptr().cast::<u8>();
+        // SAFETY: within the vector.
+        let at = unsafe { at.add(at.align_offset(64)) };
+        let start = thread_seconds();
+        for _ in 0..times {
+            // SAFETY: as launch.
+            unsafe { (self.f)(buffers.as_ptr(), numbers.as_ptr(), at, 0, panels as i64) };
+        }
+        (thread_seconds() - start) / times as f64
     }
 
     /// Runs on tensors; every buffer ends at a page that cannot be touched.
@@ -266,7 +306,7 @@ impl Kernel {
         }
         let pointers: Vec<*mut u8> = memory.iter().map(|(g, _)| g.start).collect();
         // SAFETY: buffers made for the signature.
-        unsafe { self.launch(&pointers, dims, panels, 1) };
+        let _ = unsafe { self.launch(&pointers, dims, panels, 1) };
         let out = s.buffers.iter().zip(&memory).filter(|(b, _)| b.access == Access::Output);
         out.map(|(b, (g, shape))| Tensor::from_bytes(b.dtype, shape, g.bytes()).unwrap()).collect()
     }
@@ -283,6 +323,15 @@ unsafe extern "C" {
     fn mmap(at: *mut c_void, n: usize, prot: c_int, flags: c_int, fd: c_int, offset: c_long) -> *mut c_void;
     fn mprotect(at: *mut c_void, n: usize, prot: c_int) -> c_int;
     fn munmap(at: *mut c_void, n: usize) -> c_int;
+    fn clock_gettime(clock: c_int, t: *mut [c_long; 2]) -> c_int;
+}
+
+/// Processor time of this thread.
+fn thread_seconds() -> f64 {
+    let mut t = [0; 2];
+    // SAFETY: a timespec; the thread's clock is number 3.
+    unsafe { clock_gettime(3, &mut t) };
+    t[0] as f64 + t[1] as f64 * 1e-9
 }
 
 /// Bytes between two pages that cannot be touched, next to the second.
@@ -379,8 +428,15 @@ impl Flash {
             let s = shape(n);
             w.buffer(name, self.dtype, &[s[0], s[1], s[2], &head], a)
         };
-        let (q, k, v) = (buffer(&mut w, "q", "I", Access::Input), buffer(&mut w, "k", "J", Access::Input), buffer(&mut w, "v", "J", Access::Input));
-        let t = self.tangents.then(|| (buffer(&mut w, "q.t", "I", Access::Input), buffer(&mut w, "k.t", "J", Access::Input), buffer(&mut w, "v.t", "J", Access::Input)));
+        let (q, k, v) =
+            (buffer(&mut w, "q", "I", Access::Input), buffer(&mut w, "k", "J", Access::Input), buffer(&mut w, "v", "J", Access::Input));
+        let t = self.tangents.then(|| {
+            (
+                buffer(&mut w, "q.t", "I", Access::Input),
+                buffer(&mut w, "k.t", "J", Access::Input),
+                buffer(&mut w, "v.t", "J", Access::Input),
+            )
+        });
         let o = buffer(&mut w, "o", "I", Access::Output);
         let ot = self.tangents.then(|| buffer(&mut w, "o.t", "I", Access::Output));
 
@@ -457,4 +513,98 @@ impl Flash {
         }
         w.finish()
     }
+}
+
+/// y[m, n] = tanh(Σₖ x[m, k]·w[·] + bias[n]) + r[m, n]
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Lanes along m, else along n.
+    pub lanes_m: bool,
+    /// Weights `[K, N]`, else `[N, K]`.
+    pub k_major: bool,
+    /// Tile of the parallel axis that has no lanes.
+    pub block: usize,
+    /// Tile of the streamed axis.
+    pub stream: usize,
+    /// The summed axis is resident, of this size.
+    pub full: Option<usize>,
+}
+
+impl Linear {
+    pub fn program(self) -> Program {
+        let mut w = Write::new("linear", F32);
+        let (m, n) = (w.axis("m", "M", Role::Block(self.block)), w.axis("n", "N", Role::Block(self.block)));
+        let ks = self.full.map_or("K".to_string(), |k| k.to_string());
+        let k = w.axis("k", &ks, self.full.map_or(Role::Stream(self.stream), Role::Full));
+        w.p.lanes = Some(if self.lanes_m { m } else { n });
+        let x = w.input("x", &["M", &ks]);
+        let shape = if self.k_major { [ks.as_str(), "N"] } else { ["N", ks.as_str()] };
+        let order = if self.k_major { [k, n] } else { [n, k] };
+        let b = w.input("w", &shape);
+        let bias = w.input("bias", &["N"]);
+        let r = w.input("r", &["M", "N"]);
+        let y = w.output("y", &["M", "N"]);
+        let product = |w: &mut Write, init: &[&[ValueId]]| {
+            let (xk, wk) = (w.load(x, &[m, k]), w.load(b, &order));
+            w.dot(init, &[(xk, wk)], &[k])
+        };
+        let acc = if self.full.is_some() {
+            product(&mut w, &[])
+        } else {
+            let zero = w.fill(&[m, n], 0.0);
+            w.stream(k, vec![], &[zero], |w, c| vec![product(w, &[&[c[0]]])])[0]
+        };
+        let bias = w.load(bias, &[n]);
+        let z = w.add(acc, bias);
+        let z = w.map(Elementwise::Tanh, &[z]);
+        let r = w.load(r, &[m, n]);
+        let z = w.add(z, r);
+        w.store(y, &[m, n], z);
+        w.finish()
+    }
+}
+
+/// Rows centred and divided by their deviation, with a gain; `dtype` in memory.
+pub fn row_norm(features: usize, dtype: DType, rows: Role, compute: DType) -> Program {
+    let mut w = Write::new("row_norm", compute);
+    let r = w.axis("r", "R", rows);
+    let fs = features.to_string();
+    let f = w.axis("f", &fs, Role::Full(features));
+    w.p.lanes = Some(f);
+    let x = w.buffer("x", dtype, &["R", &fs], Access::Input);
+    let g = w.buffer("g", dtype, &[&fs], Access::Input);
+    let y = w.buffer("y", dtype, &["R", &fs], Access::Output);
+    let mean = w.buffer("mean", F32, &["R"], Access::Output);
+    let x = w.load(x, &[r, f]);
+    let g = w.load(g, &[f]);
+    let n = w.number(features as f64);
+    let s = w.sum(x, &[f]);
+    let mu = w.div(s, n);
+    let c = w.sub(x, mu);
+    let c2 = w.mul(c, c);
+    let s2 = w.sum(c2, &[f]);
+    let var = w.div(s2, n);
+    let eps = w.number(1e-5);
+    let var = w.add(var, eps);
+    let inv = w.map(Elementwise::Rsqrt, &[var]);
+    let z = w.mul(c, inv);
+    let z = w.mul(z, g);
+    w.store(y, &[r, f], z);
+    w.store(mean, &[r], mu);
+    w.finish()
+}
+
+/// Applies `op` to inputs of shape [R, C] and [C], with lanes along either axis, or none.
+pub fn elementwise(op: Elementwise, lanes: usize, compute: DType) -> Program {
+    let mut w = Write::new(&format!("map.{}", op.name()), compute);
+    let (r, c) = (w.axis("r", "R", Role::Block(16)), w.axis("c", "C", Role::Block(32)));
+    w.p.lanes = [Some(r), Some(c), None][lanes];
+    let x = w.buffer("x", compute, &["R", "C"], Access::Input);
+    let y = w.buffer("y", compute, &["C"], Access::Input);
+    let o = w.buffer("o", compute, &["R", "C"], Access::Output);
+    let x = w.load(x, &[r, c]);
+    let y = w.load(y, &[c]);
+    let z = w.map(op, &[x, y][..op.arity().min(2)]);
+    w.store(o, &[r, c], z);
+    w.finish()
 }

@@ -163,7 +163,7 @@ fn round_up(n: usize, to: usize) -> usize {
 impl<'p> Plan<'p> {
     pub fn new(p: &'p Program, target: &Target) -> Result<Plan<'p>, Error> {
         let vl = target.vector_bytes / p.compute.bytes();
-        let lanes = p.lanes.filter(|a| matches!(p.axis(*a).role, Role::Block(_) | Role::Full(_)));
+        let lanes = p.lanes.filter(|a| matches!(p.axis(*a).role, Role::Block(_) | Role::Full(_))).or_else(|| pick_lanes(p));
         let panels = lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Block(_)));
         let dots = any(&p.body, &|s| matches!(s, Stmt::Let(_, Op::Dot { .. })));
         let mut micro = target.micro;
@@ -979,6 +979,28 @@ fn reaches(before: &[BTreeSet<usize>], from: usize, to: usize) -> bool {
         }
     }
     false
+}
+
+/// A lane axis for a program that names none: a `Block` axis, else a `Full` one; of those, the one along which most loads and
+/// stores are contiguous.
+fn pick_lanes(p: &Program) -> Option<AxisId> {
+    fn views<'s>(body: &'s [Stmt], f: &mut dyn FnMut(&'s View)) {
+        for s in body {
+            match s {
+                Stmt::Let(_, Op::Load(v)) | Stmt::Store(v, _) => f(v),
+                Stmt::For(l) => views(&l.body, f),
+                Stmt::Let(..) => {}
+            }
+        }
+    }
+    let mut contiguous: HashMap<AxisId, usize> = HashMap::new();
+    views(&p.body, &mut |v| v.strides.iter().filter(|(_, s)| s.is_one()).for_each(|(a, _)| *contiguous.entry(*a).or_default() += 1));
+    let rank = |a: &AxisId| match p.axis(*a).role {
+        Role::Block(n) => Some((2, contiguous.get(a).copied().unwrap_or(0), n.min(64))),
+        Role::Full(n) if n > 1 => Some((1, contiguous.get(a).copied().unwrap_or(0), n)),
+        _ => None,
+    };
+    (0..p.axes.len()).map(|k| AxisId(k as u32)).filter(|a| rank(a).is_some()).max_by_key(|a| rank(a))
 }
 
 fn any(body: &[Stmt], f: &dyn Fn(&Stmt) -> bool) -> bool {
