@@ -22,6 +22,7 @@ fn error(got: &Tensor, want: &Tensor) -> f64 {
 fn agrees(p: &Program, sizes: &[&[(&str, i64)]], tolerance: f64) {
     agrees_on(p, sizes, tolerance, inputs);
 }
+
 fn agrees_on(p: &Program, sizes: &[&[(&str, i64)]], tolerance: f64, make: impl Fn(&Program, &Bindings, u64) -> Vec<Tensor>) {
     let k = Kernel::new(p, &Target::host().unwrap());
     let reference = exact(p);
@@ -37,7 +38,7 @@ fn agrees_on(p: &Program, sizes: &[&[(&str, i64)]], tolerance: f64, make: impl F
             let got = k.run(&dims, &x, panels);
             for (n, (g, w)) in got.iter().zip(&want).enumerate() {
                 let e = error(g, w);
-                assert!(e <= tolerance, "{} {s:?} panels {panels}: output {n} is off by {e:e}\n{}", p.name, k.compiled.dumps.mlir);
+                assert!(e <= tolerance, "{} {s:?} panels {panels}: output {n} is off by {e:e}\n{p}", p.name);
             }
         }
     }
@@ -396,4 +397,164 @@ fn refusals_name_what_is_refused() {
     let e = codegen::compile(&p, &Target::host().unwrap()).unwrap_err().to_string();
     assert!(e.contains("axis `i`"), "{e}");
     assert!(Target::named("6502").unwrap_err().to_string().contains("6502"));
+}
+
+/// A program of random statements over random axes.
+fn random_program(seed: u64) -> Program {
+    use Elementwise::*;
+    struct Draw(Random);
+    impl Draw {
+        fn below(&mut self, n: usize) -> usize {
+            ((self.0.next() + 1.0) * 1e6) as usize % n.max(1)
+        }
+        fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+            list[self.below(list.len())]
+        }
+        fn some(&mut self, axes: &[AxisId]) -> Vec<AxisId> {
+            let mut out: Vec<AxisId> = axes.iter().copied().filter(|_| self.below(2) == 0).collect();
+            for k in (1..out.len()).rev() {
+                out.swap(k, self.below(k + 1));
+            }
+            out
+        }
+    }
+    let mut r = Draw(Random(seed.wrapping_mul(0x9e3779b97f4a7c15) ^ 0x1234567));
+    r.0.next();
+    let mut w = Write::new(&format!("random{seed}"), F32);
+    let extents = [1, 3, 4, 8, 12, 16, 17, 28, 33];
+    let b = w.axis("b", "B", Role::Grid);
+    let (bi, bn, sj) = (r.pick(&[8, 16, 48]), r.pick(&[1, 4, 5, 16]), r.pick(&[4, 7, 16, 32]));
+    let i = w.axis("i", "I", Role::Block(bi));
+    let n = w.axis("n", "N", Role::Block(bn));
+    let j = w.axis("j", "J", Role::Stream(sj));
+    let (ed, ee) = (r.pick(&extents), r.pick(&extents));
+    let d = w.axis("d", &ed.to_string(), Role::Full(ed));
+    let e = w.axis("e", &ee.to_string(), Role::Full(ee));
+    w.p.lanes = r.pick(&[Some(i), Some(i), Some(n), Some(d), Some(e), None]);
+    let names = ["B".to_string(), "I".into(), "N".into(), "J".into(), ed.to_string(), ee.to_string()];
+    let mut inputs = 0;
+    let mut values: Vec<ValueId> = vec![];
+    fn step(w: &mut Write, r: &mut Draw, values: &mut Vec<ValueId>, axes: &[AxisId], names: &[String], inputs: &mut usize) {
+        let tame = |w: &mut Write, v: ValueId| w.map(Tanh, &[v]);
+        let reducible = |w: &Write, v: ValueId| w.axes(v).into_iter().filter(|a| matches!(w.p.axis(*a).role, Role::Full(_) | Role::Stream(_))).collect::<Vec<_>>();
+        let choice = if values.len() < 2 { 0 } else { r.below(9) };
+        let (x, y) = if values.is_empty() { (None, None) } else { (Some(r.pick(values)), Some(r.pick(values))) };
+        let v = match (choice, x, y) {
+            (1 | 2, Some(x), Some(y)) => {
+                let op = r.pick(&[Add, Sub, Mul, Max, Min]);
+                w.map(op, &[x, y])
+            }
+            (3, Some(x), _) => {
+                let op = r.pick(&[Exp, Tanh, Neg, Abs, Logistic]);
+                let t = tame(w, x);
+                w.map(op, &[t])
+            }
+            (4 | 5, Some(x), _) => {
+                let over = r.some(&reducible(w, x));
+                if over.is_empty() {
+                    return;
+                }
+                let k = r.pick(&[ReduceKind::Sum, ReduceKind::Max]);
+                let s = w.reduce(k, x, &over);
+                tame(w, s)
+            }
+            (6 | 7, Some(x), Some(y)) => {
+                let shared: Vec<AxisId> = reducible(w, x).into_iter().filter(|a| w.axes(y).contains(a)).collect();
+                let over = r.some(&shared);
+                if over.is_empty() {
+                    return;
+                }
+                let mut inits: Vec<Vec<ValueId>> = vec![];
+                let union: Vec<AxisId> = w.axes(x).into_iter().chain(w.axes(y)).filter(|a| !over.contains(a)).collect();
+                for v in values.iter().copied() {
+                    if w.axes(v).iter().all(|a| union.contains(a)) && r.below(4) == 0 {
+                        inits.push(vec![v]);
+                    }
+                }
+                inits.truncate(2);
+                if let (Some(f), Some(v)) = (inits.first_mut(), values.iter().copied().find(|v| w.axes(*v).iter().all(|a| union.contains(a)))) {
+                    f.push(v);
+                }
+                let inits: Vec<&[ValueId]> = inits.iter().map(Vec::as_slice).collect();
+                let terms = if r.below(3) == 0 { vec![(x, y), (y, x)] } else { vec![(x, y)] };
+                let s = w.dot(&inits, &terms, &over);
+                tame(w, s)
+            }
+            (8, Some(x), _) => {
+                let mine: Vec<AxisId> = axes.iter().copied().filter(|a| w.axes(x).contains(a)).collect();
+                let over = r.some(&mine);
+                if over.is_empty() {
+                    return;
+                }
+                let c = over.iter().map(|a| (*a, r.pick(&[-1, 1, 2]))).collect();
+                w.keep(x, 0.25, vec![Constraint { axes: c, constant: Dim::fixed(r.below(20) as i64 - 5), scalars: vec![] }])
+            }
+            _ => {
+                let order = r.some(axes);
+                let shape: Vec<&str> = order.iter().map(|a| names[a.index()].as_str()).collect();
+                let name = format!("x{inputs}");
+                *inputs += 1;
+                let dtype = r.pick(&[F32, F32, DType::BF16]);
+                let b = w.buffer(&name, dtype, &shape, Access::Input);
+                w.load(b, &order)
+            }
+        };
+        values.push(v);
+    }
+    let outside = [b, i, n, d, e];
+    for _ in 0..4 + r.below(5) {
+        step(&mut w, &mut r, &mut values, &outside, &names, &mut inputs);
+    }
+    if r.below(4) > 0 {
+        let mut init: Vec<ValueId> = vec![];
+        for _ in 0..r.below(4) {
+            let v = r.pick(&values);
+            init.push(v);
+        }
+        let within = if r.below(2) == 0 { vec![at_least_zero(&[(i, 1), (j, -1)], Dim::fixed(3))] } else { vec![] };
+        let limits = within.clone();
+        let after = w.stream(j, within, &init, |w, c| {
+            let mut inner: Vec<ValueId> = values.iter().chain(c).copied().collect();
+            for _ in 0..4 + r.below(8) {
+                step(w, &mut r, &mut inner, &[b, i, n, j, d, e], &names, &mut inputs);
+            }
+            let mut next = vec![];
+            for v in c {
+                // Something of the carried value's type: combine it with what the body made.
+                let want = w.axes(*v);
+                let fits: Vec<ValueId> = inner.iter().copied().filter(|x| w.axes(*x).iter().all(|a| want.contains(a))).collect();
+                let x = r.pick(&fits);
+                let mut y = w.add(*v, x);
+                // Tiles that are not visited contribute nothing.
+                if !limits.is_empty() {
+                    y = *v;
+                }
+                next.push(y);
+            }
+            next
+        });
+        values.extend(after);
+    }
+    for k in 0..2 {
+        let v = r.pick(&values);
+        let mut order: Vec<AxisId> = w.axes(v);
+        order.extend([b, i, n].iter().filter(|a| !w.axes(v).contains(a)));
+        for k in (1..order.len()).rev() {
+            order.swap(k, r.below(k + 1));
+        }
+        let shape: Vec<&str> = order.iter().map(|a| names[a.index()].as_str()).collect();
+        let o = w.buffer(&format!("o{k}"), F32, &shape, Access::Output);
+        w.store(o, &order, v);
+    }
+    w.finish()
+}
+
+/// `TEST_PROGRAMS` says how many.
+#[test]
+fn random_programs() {
+    let count = std::env::var("TEST_PROGRAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    for seed in 0..count {
+        let p = random_program(seed);
+        agrees(&p, &[&[("B", 2), ("I", 1), ("N", 3), ("J", 1)], &[("B", 1), ("I", 37), ("N", 7), ("J", 21)]], 2e-4);
+    }
 }

@@ -348,7 +348,8 @@ impl Emit<'_> {
     fn across(&mut self, view: &View, v: V, load: bool) -> Result<(), Error> {
         let plan = self.plan;
         let lane = plan.lanes.ok_or_else(|| Error::Internal("a transposing access without a lane axis".into()))?;
-        let rows: Vec<AxisId> = plan.values[v].axes.iter().copied().filter(|a| *a != lane).collect();
+        let axes = plan.values[v].axes.iter().copied().chain(view.strides.iter().map(|(a, _)| *a));
+        let rows: Vec<AxisId> = plan.tile_axes(axes).into_iter().filter(|a| *a != lane).collect();
         let inner = rows.iter().copied().filter(|a| view.stride(*a).is_some_and(|s| s.is_one())).max_by_key(|a| plan.extent(*a));
         let outer: Vec<AxisId> = rows.iter().copied().filter(|a| Some(*a) != inner).collect();
         let p = self.origin(view)?;
