@@ -1,3 +1,4 @@
 //! Programs to programs. Each pass is a pure function; no pass knows a layer.
 
 pub mod ad;
+pub mod simplify;

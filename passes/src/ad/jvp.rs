@@ -14,7 +14,8 @@ use ir::prim::{Elementwise, Kind, Movement, Prim, ReduceKind};
 /// The Jacobian-vector product of `f` along the parameters `wrt`.
 ///
 /// The result has `f`'s parameters, then `NAME.t` for each of `wrt`, of its shape; `f`'s results, then `NAME.t` for each
-/// result that depends differentiably on one of `wrt`. Applied twice, suffixes add up: `q.t.t`.
+/// result that depends differentiably on one of `wrt`. Applied twice, suffixes add up: along `q.t` there is `q.t.t`. Where a
+/// name is taken (a second direction along `q`), the suffix of the whole transform is `.t2`, then `.t3`.
 ///
 /// # Errors
 /// A name in `wrt` that is no parameter, is named twice, or is not a float; and `wrt` of which no result depends.
@@ -38,11 +39,12 @@ pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
         return Err(Error::new(format!("jvp: no result of `{}` depends differentiably on {}", f.name, wrt.join(", "))));
     }
 
+    let suffix = suffix(f, wrt, &active);
     let mut b = Builder::extend(f.clone());
     let results = b.clear_results();
     let mut tangent: Vec<Option<Var>> = vec![None; f.vars.len()];
     for (v, name) in seeds.iter().zip(wrt) {
-        let t = b.param(format!("{name}.t"), f.ty(*v).clone());
+        let t = b.param(format!("{name}{suffix}"), f.ty(*v).clone());
         if active[v.index()] {
             tangent[v.index()] = Some(t);
         }
@@ -52,7 +54,7 @@ pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
         b.span = e.span;
         let t = equation(&mut b, f, e, &tangent)?;
         if let (Some(t), Some(name)) = (t, &f.vars[e.out.index()].name) {
-            b.name(t, format!("{name}.t"));
+            b.name(t, format!("{name}{suffix}"));
         }
         tangent[e.out.index()] = t;
     }
@@ -64,12 +66,21 @@ pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
         if let Some(t) = tangent[r.var.index()] {
             let order: Vec<Name> = f.ty(r.var).axes.iter().map(|a| a.name.clone()).collect();
             let t = b.permute(t, &order)?;
-            b.result(format!("{}.t", r.name), t);
+            b.result(format!("{}{suffix}", r.name), t);
         }
     }
     let mut g = b.finish();
     g.name = format!("{}.jvp", f.name).into();
     Ok(g)
+}
+
+/// The first of `.t`, `.t2`, … that makes only new names.
+fn suffix(f: &Function, wrt: &[Name], active: &[bool]) -> String {
+    let taken = |n: String| f.params.iter().chain(&f.results).any(|p| *p.name == *n);
+    let moving = f.results.iter().filter(|r| active[r.var.index()]).map(|r| &r.name);
+    let names: Vec<&Name> = wrt.iter().chain(moving).collect();
+    let candidates = std::iter::once(".t".to_string()).chain((2..).map(|k| format!(".t{k}")));
+    candidates.into_iter().find(|s| !names.iter().any(|n| taken(format!("{n}{s}")))).unwrap_or_default()
 }
 
 /// The tangent of one equation's result; `None` if no operand has one.
