@@ -86,7 +86,7 @@ impl Emit<'_> {
         if let Some(k) = d.as_fixed() {
             return Ok(Int::K(k));
         }
-        let monomials: Vec<(i64, i64, Vec<(ir::dim::Name, i32)>)> = d.monomials().map(|(n, m, p)| (n, m, p.to_vec())).collect();
+        let monomials: Vec<_> = d.monomials().collect();
         let gcd = |mut a: i64, mut b: i64| {
             while b != 0 {
                 (a, b) = (b, a % b);
@@ -95,7 +95,7 @@ impl Emit<'_> {
         };
         let below = monomials.iter().fold(1i64, |l, (_, d, _)| l / gcd(l, *d) * d);
         let mut divisors: std::collections::BTreeMap<ir::dim::Name, i32> = Default::default();
-        for (n, p) in monomials.iter().flat_map(|m| &m.2).filter(|(_, p)| *p < 0) {
+        for (n, p) in monomials.iter().flat_map(|m| m.2).filter(|(_, p)| *p < 0) {
             let d = divisors.entry(n.clone()).or_default();
             *d = (*d).max(-p);
         }

@@ -92,6 +92,7 @@ pub fn compile(p: &tile::Program, target: &Target) -> Result<Compiled, Error> {
 /// Those of [`compile`].
 pub fn compile_with(p: &tile::Program, target: &Target, texts: bool) -> Result<Compiled, Error> {
     let start = Instant::now();
+    tile::verify::verify(p).map_err(|e| Error::Refused(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let (mlir, signature) = cpu::lower(p, target)?;
     let emitted = Instant::now();
     let mut lowered = emitted;

@@ -56,7 +56,6 @@ const WRITTEN_OUT: usize = 4;
 impl Emit<'_> {
     pub(super) fn nest(&mut self, n: &Nest) -> Result<(), Error> {
         let plan = self.plan;
-        let reduced = |a: &AxisId| n.reduced.as_ref().is_some_and(|r| r.contains(a));
         let mut known = Known { rows: vec![None; n.items.len()], ..Known::default() };
         let mut looped = false;
         match n.vec {
@@ -64,6 +63,15 @@ impl Emit<'_> {
             Some(a) => {
                 let vl = plan.vl as i64;
                 let valid = self.axes[a.index()].valid.clone();
+                let memory = n.items.iter().any(|i| matches!(i.node, Node::Load(_) | Node::Store(..)));
+                if plan.panels && Some(a) == plan.lanes && !memory {
+                    // One vector at a time, all rows of it: accumulators and row statistics stay in registers.
+                    let levels = self.levels(n, false);
+                    return self.looped(&Int::K(0), &Int::from(plan.width), vl, |e, offset| {
+                        known.strip = Some(vec![Chunk { offset, count: None }]);
+                        e.level(n, &levels, known, vec![]).map(drop)
+                    });
+                }
                 if plan.panels && Some(a) == plan.lanes {
                     let mut strip = vec![];
                     for j in 0..(plan.width / plan.vl) as i64 {
@@ -87,6 +95,13 @@ impl Emit<'_> {
                 known.rows[k] = Some(self.origin(view)?);
             }
         }
+        let levels = self.levels(n, looped);
+        self.level(n, &levels, known, vec![]).map(drop)
+    }
+
+    /// The loops, outermost first; `looped` if vectors are not written out.
+    fn levels(&self, n: &Nest, looped: bool) -> Vec<Level> {
+        let reduced = |a: &AxisId| n.reduced.as_ref().is_some_and(|r| r.contains(a));
         let rows = || n.domain.iter().copied().filter(|a| n.vec != Some(*a));
         let mut levels: Vec<Level> = rows().filter(|a| !reduced(a)).map(Level::Row).collect();
         let inner = n.vec.is_some_and(|a| reduced(&a));
@@ -100,7 +115,7 @@ impl Emit<'_> {
         if looped && inner {
             levels.push(Level::Vectors);
         }
-        self.level(n, &levels, known, vec![]).map(drop)
+        levels
     }
 
     fn nest_lanes(&self, n: &Nest) -> Option<usize> {

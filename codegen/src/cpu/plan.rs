@@ -156,6 +156,9 @@ pub struct Plan<'p> {
     crossing: BTreeSet<V>,
 }
 
+/// Axes, those that are reduced, and the contiguous one.
+type Shape = (BTreeSet<AxisId>, Option<BTreeSet<AxisId>>, Option<AxisId>);
+
 fn round_up(n: usize, to: usize) -> usize {
     n.div_ceil(to) * to
 }
@@ -273,7 +276,7 @@ impl<'p> Plan<'p> {
             let mut n = self.extent(a);
             if v.vec == Some(a) {
                 n = round_up(n, self.vl);
-                if Some(a) != self.lanes && v.axes.len() > 1 && (n * self.bytes(v.dtype)) % 2048 == 0 {
+                if Some(a) != self.lanes && v.axes.len() > 1 && (n * self.bytes(v.dtype)).is_multiple_of(2048) {
                     n += 64 / self.bytes(v.dtype);
                 }
             } else if self.row_axes.contains(&a) {
@@ -374,10 +377,18 @@ impl<'p> Plan<'p> {
     }
 
     fn collect_op(&mut self, out: V, op: &Op, items: &mut Vec<Item>) -> Result<(), Error> {
+        let inline = match op {
+            Op::Const(x) => Some(Inline::Const(*x)),
+            Op::Size(d) => Some(Inline::Size(d.clone())),
+            Op::Position(a) => Some(Inline::Position(*a)),
+            _ => None,
+        };
+        if inline.is_some() {
+            self.values[out].inline = inline;
+            return Ok(());
+        }
         let node = match op {
-            Op::Const(x) => return Ok(self.values[out].inline = Some(Inline::Const(*x))),
-            Op::Size(d) => return Ok(self.values[out].inline = Some(Inline::Size(d.clone()))),
-            Op::Position(a) => return Ok(self.values[out].inline = Some(Inline::Position(*a))),
+            Op::Const(_) | Op::Size(_) | Op::Position(_) => return Ok(()),
             Op::Load(view) => {
                 let gathered = self.lanes.is_some_and(|l| self.has(out, l) && view.stride(l).is_some_and(|s| !s.is_one()));
                 if gathered { Node::Gather(view.clone()) } else { Node::Load(view.clone()) }
@@ -526,7 +537,7 @@ impl<'p> Plan<'p> {
     }
 
     /// The iteration space of an item that can be part of a nest.
-    fn shape(&self, item: &Item) -> Option<(BTreeSet<AxisId>, Option<BTreeSet<AxisId>>, Option<AxisId>)> {
+    fn shape(&self, item: &Item) -> Option<Shape> {
         let mut domain: BTreeSet<AxisId> = item.out.iter().flat_map(|v| self.values[*v].axes.iter().copied()).collect();
         let mut reduced = None;
         match &item.node {
@@ -853,7 +864,7 @@ impl<'p> Plan<'p> {
         self.fixed_bytes = round_up(arena.end, 64) + 256;
         // Records of panels start on different cache sets.
         self.panel_bytes = round_up(self.panel_bytes, 64);
-        if self.panel_bytes > 0 && self.panel_bytes % 4096 == 0 {
+        if self.panel_bytes > 0 && self.panel_bytes.is_multiple_of(4096) {
             self.panel_bytes += 192;
         }
     }
