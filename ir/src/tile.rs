@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub mod cost;
 pub mod interp;
 pub mod print;
+pub mod sequence;
 pub mod verify;
 
 /// The identity of `reduce_max` on every machine: finite, and far below any score.

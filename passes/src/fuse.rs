@@ -1,0 +1,12 @@
+//! Fusion: functions to block programs.
+//!
+//! `partition` decides which equations form a kernel and which axis it streams over, `law` which reductions one pass over that
+//! axis can hold, `view` turns movement at a kernel's edge into addresses, `lower` writes the block program.
+
+pub mod law;
+pub mod lower;
+pub mod mask;
+pub mod partition;
+pub mod view;
+
+pub use partition::{Fused, Options, fuse};

@@ -1,0 +1,416 @@
+//! Which equations form a kernel, and how its axes are walked.
+//!
+//! A kernel is what its results need, back to stored values. The axis that its last reductions reduce is the streamed one, x.
+//! Reductions over x are carried; reductions of values along x (scores) are inside the loop, over axes of known size. Where this
+//! does not fit, a value is cut out: stored by a kernel of its own, and read. What was cut, and why, is said.
+
+use super::law::{Law, Laws, Powers};
+use super::lower;
+use super::view;
+use ir::diagnostic::Error;
+use ir::dim::{Bindings, Name};
+use ir::graph::{Eqn, Function, Var};
+use ir::prim::{Prim, ReduceKind};
+use ir::tile::Program;
+use ir::types::{Axis, DType};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// How to fuse.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Numbers of dimensions; those of axes that must stand in a tile whole are baked in, the others stay run-time arguments.
+    pub dims: Bindings,
+    /// What floats are computed in: `F32` or `F64`.
+    pub compute: DType,
+    /// What float parameters are stored in.
+    pub storage: DType,
+    /// What operands of dots are rounded to on machines with matrix units.
+    pub operands: DType,
+    /// Tile of the lane axis, of a second tiled parallel axis, and of the streamed axis.
+    pub lanes: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Streamed elements.
+    pub stream: usize,
+    /// The longest axis that may stand in a tile whole.
+    pub full: i64,
+    /// The longest axis whose reductions keep their row in the tile instead of streaming.
+    pub resident: i64,
+    /// Whether tangents are centred (`docs/streaming.md`).
+    pub center: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let f = DType::F32;
+        Options { dims: Bindings::new(), compute: f, storage: f, operands: f, lanes: 48, rows: 16, stream: 64, full: 1024, resident: 8192, center: true }
+    }
+}
+
+/// What fusion made.
+#[derive(Clone, Debug, Default)]
+pub struct Fused {
+    /// Kernels in order. A buffer is the parameter, the result or the earlier kernel's output of its name.
+    pub programs: Vec<Program>,
+    /// What was decided and what was refused, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Fuses `f`.
+///
+/// # Errors
+/// An axis without a number that must stand in a tile, naming it; otherwise a bug.
+pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
+    let mut users = vec![0; f.vars.len()];
+    f.eqns.iter().flat_map(|e| &e.args).for_each(|a| users[a.index()] += 1);
+    f.results.iter().for_each(|r| users[r.var.index()] += 1);
+    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), fused: Fused::default() };
+    for port in &f.params {
+        p.stored.insert(port.var, port.name.clone());
+    }
+    p.realize(f.results.iter().map(|r| (r.name.clone(), r.var)).collect())?;
+    Ok(p.fused)
+}
+
+/// Why a set of targets is no kernel.
+pub(super) enum Why {
+    /// These values have to be stored first.
+    Cut(Vec<Var>, String),
+    /// The targets do not go together.
+    Split(String),
+    /// Nothing helps.
+    Fatal(Error),
+}
+
+pub(super) struct Partition<'a> {
+    pub f: &'a Function,
+    pub options: &'a Options,
+    pub definitions: Vec<Option<usize>>,
+    /// How often each value is used.
+    pub users: Vec<usize>,
+    /// Values in memory, and under which name.
+    pub stored: BTreeMap<Var, Name>,
+    fused: Fused,
+}
+
+/// A carried reduction.
+#[derive(Clone, Debug)]
+pub(super) struct Stat {
+    /// Which pass over x.
+    pub pass: usize,
+    /// How it scales.
+    pub powers: Powers,
+    /// Maximum or sum.
+    pub kind: ReduceKind,
+    /// The equation without a law that put it into a pass of its own.
+    pub refused: Option<Var>,
+}
+
+/// A kernel, decided.
+pub(super) struct Kernel {
+    /// Buffer name and the function's value that it will hold.
+    pub targets: Vec<(Name, Var)>,
+    /// Per target: values to store and where.
+    pub stores: Vec<(usize, Var, view::Strides)>,
+    /// The streamed or resident axis.
+    pub x: Option<Axis>,
+    /// x stands in the tile whole.
+    pub resident: bool,
+    /// Axes that instances share out, in order.
+    pub parallel: Vec<Axis>,
+    /// Axes that stand in tiles whole, with their sizes.
+    pub whole: Vec<(Axis, i64)>,
+    /// Carried reductions, in order of definition.
+    pub stats: BTreeMap<Var, Stat>,
+}
+
+impl Partition<'_> {
+    fn eqn(&self, v: Var) -> Option<&Eqn> {
+        self.definitions[v.index()].map(|i| &self.f.eqns[i])
+    }
+    /// How `v` reads from memory, if it does.
+    pub fn read(&self, v: Var) -> Option<(Var, view::Strides)> {
+        view::read(self.f, &self.definitions, &|v| self.stored.contains_key(&v), v)
+    }
+    /// The number of `a`'s size, if it may stand in a tile.
+    fn whole(&self, a: &Axis, limit: i64) -> Option<i64> {
+        a.size.eval(&self.options.dims).ok().filter(|n| *n <= limit)
+    }
+    fn label(&self, v: Var) -> String {
+        let op = self.eqn(v).map_or("parameter", |e| e.op.name());
+        match &self.f.vars[v.index()].name {
+            Some(n) => format!("{n} ({op})"),
+            None => format!("x{} ({op})", v.0),
+        }
+    }
+
+    fn realize(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
+        for _ in 0..self.f.vars.len() + 2 {
+            match self.kernel(&targets) {
+                Ok(k) => {
+                    let program = lower::lower(self, &k, self.fused.programs.len())?;
+                    if let Err(e) = ir::tile::verify::verify(&program) {
+                        return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
+                    }
+                    let refusals = self.refusals(&k);
+                    self.fused.notes.extend(refusals);
+                    self.fused.programs.push(program);
+                    for (n, v) in targets {
+                        self.stored.entry(v).or_insert(n);
+                    }
+                    return Ok(());
+                }
+                Err(Why::Cut(vars, why)) => {
+                    // Values of one shape share a kernel: a value and its tangent.
+                    let mut groups: Vec<(BTreeSet<Name>, Vec<Var>)> = vec![];
+                    for v in vars {
+                        let axes: BTreeSet<Name> = self.f.ty(v).axes.iter().map(|a| a.name.clone()).collect();
+                        match groups.iter_mut().find(|(a, _)| *a == axes) {
+                            Some((_, g)) if !g.contains(&v) => g.push(v),
+                            Some(_) => {}
+                            None => groups.push((axes, vec![v])),
+                        }
+                    }
+                    for (_, g) in groups {
+                        let names: Vec<String> = g.iter().map(|v| self.label(*v)).collect();
+                        self.fused.notes.push(format!("stored {}: {why}", names.join(", ")));
+                        self.realize(g.into_iter().map(|v| (Name::from(format!("%{}", v.0)), v)).collect())?;
+                    }
+                }
+                Err(Why::Split(why)) if targets.len() > 1 => {
+                    self.fused.notes.push(format!("separate kernels: {why}"));
+                    let mut groups: Vec<(BTreeSet<Name>, Vec<(Name, Var)>)> = vec![];
+                    for t in &targets {
+                        let axes: BTreeSet<Name> = self.f.ty(t.1).axes.iter().map(|a| a.name.clone()).collect();
+                        match groups.iter_mut().find(|(a, _)| *a == axes) {
+                            Some((_, g)) => g.push(t.clone()),
+                            None => groups.push((axes, vec![t.clone()])),
+                        }
+                    }
+                    let one = groups.len() == 1;
+                    let parts: Vec<Vec<(Name, Var)>> = if one { targets.iter().map(|t| vec![t.clone()]).collect() } else { groups.into_iter().map(|g| g.1).collect() };
+                    return parts.into_iter().try_for_each(|g| self.realize(g));
+                }
+                Err(Why::Split(why)) => return Err(Error::new(format!("fuse: {why}"))),
+                Err(Why::Fatal(e)) => return Err(e),
+            }
+        }
+        Err(Error::new("fuse: cutting does not end"))
+    }
+
+    /// Decides how `targets` become one kernel.
+    fn kernel(&self, targets: &[(Name, Var)]) -> Result<Kernel, Why> {
+        let f = self.f;
+        let stored = |v: Var| self.stored.contains_key(&v);
+        let mut stores = vec![];
+        for (i, (_, v)) in targets.iter().enumerate() {
+            stores.extend(view::write(f, &self.definitions, &stored, *v).into_iter().map(|(v, s)| (i, v, s)));
+        }
+        let closure = self.closure(&stores.iter().map(|s| s.1).collect::<Vec<_>>())?;
+        let reduced = |e: &Eqn| match &e.op {
+            Prim::Reduce(_, a) | Prim::Contract(a) => Some(a.clone()),
+            _ => None,
+        };
+        // Reductions that each value depends on.
+        let mut below: HashMap<Var, BTreeSet<usize>> = HashMap::new();
+        for &i in &closure {
+            let e = &f.eqns[i];
+            let mut set: BTreeSet<usize> = e.args.iter().filter_map(|a| below.get(a)).flatten().copied().collect();
+            if reduced(e).is_some() {
+                set.insert(i);
+            }
+            below.insert(e.out, set);
+        }
+        let reductions: Vec<usize> = closure.iter().copied().filter(|i| reduced(&f.eqns[*i]).is_some()).collect();
+        let uses = |e: &Eqn, r: usize| e.args.iter().any(|a| below.get(a).is_some_and(|s| s.contains(&r)));
+        let last: Vec<usize> = reductions.iter().copied().filter(|r| !reductions.iter().any(|q| q != r && uses(&f.eqns[*q], *r))).collect();
+
+        let x = self.streamed(targets, &last, &reduced)?;
+        let is_x = |n: &Name| x.as_ref().is_some_and(|x| x.name == *n);
+        let axis = |n: &Name| f.vars.iter().find_map(|v| v.ty.axis(n)).cloned();
+        let (mut outer, mut inner) = (vec![], vec![]);
+        for &r in &reductions {
+            let e = &f.eqns[r];
+            let axes = reduced(e).unwrap_or_default();
+            for a in axes.iter().filter(|a| !is_x(a)).filter_map(axis) {
+                if self.whole(&a, self.options.full).is_none() {
+                    return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
+                }
+            }
+            if axes.iter().any(is_x) { outer.push(r) } else { inner.push(r) }
+        }
+        // Inside the loop, not beside it: reductions of values along x.
+        let dots_inside = inner.iter().any(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name)));
+
+        // Parallel axes: those of every output and, where recomputing would repeat the dots inside, of every carried value.
+        let names = |axes: &[Axis]| -> BTreeSet<Name> { axes.iter().map(|a| a.name.clone()).filter(|n| !is_x(n)).collect() };
+        let mut parallel: Option<BTreeSet<Name>> = None;
+        let mut narrow = |s: BTreeSet<Name>| parallel = Some(parallel.take().map_or(s.clone(), |p| p.intersection(&s).cloned().collect()));
+        for (_, _, s) in &stores {
+            narrow(s.of.iter().map(|(n, _)| n.clone()).filter(|n| !is_x(n)).collect());
+        }
+        if dots_inside {
+            outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
+        }
+        let parallel = parallel.unwrap_or_default();
+        // Everything else stands in tiles whole.
+        let mut whole: BTreeMap<Name, (Axis, i64)> = BTreeMap::new();
+        let values = closure.iter().flat_map(|i| f.eqns[*i].args.iter().chain([&f.eqns[*i].out])).copied().chain(stores.iter().map(|s| s.1));
+        let mut needed: Vec<Axis> = values.flat_map(|v| f.ty(v).axes.clone()).collect();
+        needed.extend(stores.iter().flat_map(|(t, ..)| f.ty(targets[*t].1).axes.clone()).filter(|a| stores.iter().any(|s| s.2.of.iter().any(|(n, _)| *n == a.name))));
+        for a in needed {
+            if parallel.contains(&a.name) || is_x(&a.name) || whole.contains_key(&a.name) {
+                continue;
+            }
+            match self.whole(&a, self.options.full) {
+                Some(n) => {
+                    whole.insert(a.name.clone(), (a, n));
+                }
+                None if dots_inside && targets.len() == 1 => {
+                    let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
+                    return Err(self.cut(&closure, &below, r, format!("{a} is too long or has no number, so that it cannot stand in a tile")));
+                }
+                None if targets.len() > 1 => return Err(Why::Split(format!("{a} is too long for a tile, and not all results have it"))),
+                None => {
+                    return Err(Why::Fatal(
+                        Error::new(format!("fuse: axis {a} has to stand in a tile whole, but has no number or is longer than {}", self.options.full))
+                            .hint(format!("give its size with --dim {}=…", a.size)),
+                    ));
+                }
+            }
+        }
+        let resident = x.as_ref().is_some_and(|x| {
+            self.whole(x, self.options.resident).is_some() && !dots_inside && outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Reduce(..)))
+        });
+        let stats = if resident { BTreeMap::new() } else { self.passes(&outer, &below) };
+        // Order of the first output's value, broadcast axes first.
+        let first = f.ty(stores[0].1);
+        let mut order: Vec<Axis> = vec![];
+        for n in &parallel {
+            if !first.has(n) {
+                order.extend(axis(n));
+            }
+        }
+        order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
+        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole: whole.into_values().collect(), stats })
+    }
+
+    /// Equations that `roots` need, in order of definition; movement that is no address is cut out.
+    fn closure(&self, roots: &[Var]) -> Result<Vec<usize>, Why> {
+        let mut seen: BTreeSet<usize> = BTreeSet::new();
+        let mut open = roots.to_vec();
+        while let Some(v) = open.pop() {
+            if self.read(v).is_some() {
+                continue;
+            }
+            let Some(i) = self.definitions[v.index()] else { continue };
+            if !seen.insert(i) {
+                continue;
+            }
+            let e = &self.f.eqns[i];
+            if let Prim::Movement(_) = &e.op {
+                // Joins are stored whole; other movement reads what it moves.
+                let base = e.args[0];
+                let join = e.args.len() > 1 || self.read(base).is_some();
+                return Err(Why::Cut(vec![if join && !roots.contains(&v) { v } else { base }], "movement of computed values inside a kernel".into()));
+            }
+            open.extend(&e.args);
+        }
+        Ok(seen.into_iter().collect())
+    }
+
+    /// The axis that the last reductions share.
+    fn streamed(&self, targets: &[(Name, Var)], last: &[usize], reduced: &dyn Fn(&Eqn) -> Option<Vec<Name>>) -> Result<Option<Axis>, Why> {
+        let Some(first) = last.first() else { return Ok(None) };
+        let f = self.f;
+        let mut shared: Vec<Name> = reduced(&f.eqns[*first]).unwrap_or_default();
+        for r in last {
+            let axes = reduced(&f.eqns[*r]).unwrap_or_default();
+            if !shared.iter().any(|n| axes.contains(n)) {
+                if targets.len() > 1 {
+                    return Err(Why::Split("the results are reduced over different axes".into()));
+                }
+                return Err(Why::Cut(vec![f.eqns[*r].out], "it is reduced over another axis than its neighbours".into()));
+            }
+            shared.retain(|n| axes.contains(n));
+        }
+        // The longest one; an axis without a number counts as endless.
+        let axes: Vec<Axis> = shared.iter().filter_map(|n| f.eqns[*first].args.iter().find_map(|a| f.ty(*a).axis(n)).cloned()).collect();
+        Ok(axes.into_iter().max_by_key(|a| a.size.as_fixed().map_or(a.size.eval(&self.options.dims).unwrap_or(i64::MAX / 2).max(1 << 20), |n| n)))
+    }
+
+    /// Cuts reduction `r` out, behind its elementwise epilogue where that is no larger.
+    fn cut(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize, why: String) -> Why {
+        let f = self.f;
+        let size = f.ty(f.eqns[r].out).axes.len();
+        let mut cuts = vec![];
+        for &q in closure.iter().filter(|q| **q != r) {
+            let e = &f.eqns[q];
+            if !matches!(e.op, Prim::Contract(_) | Prim::Reduce(..)) {
+                continue;
+            }
+            for a in e.args.iter().filter(|a| below.get(a).is_some_and(|s| s.contains(&r))) {
+                let same = f.ty(*a).axes.len() == size && f.ty(f.eqns[r].out).covers(f.ty(*a));
+                cuts.push(if same { *a } else { f.eqns[r].out });
+            }
+        }
+        if cuts.is_empty() {
+            cuts.push(f.eqns[r].out);
+        }
+        cuts.dedup();
+        Why::Cut(cuts, why)
+    }
+
+    /// The pass of each carried reduction: the earliest in which its body has a law.
+    fn passes(&self, outer: &[usize], below: &HashMap<Var, BTreeSet<usize>>) -> BTreeMap<Var, Stat> {
+        let f = self.f;
+        let mut stats: BTreeMap<Var, Stat> = BTreeMap::new();
+        for &r in outer {
+            let e = &f.eqns[r];
+            let kind = if let Prim::Reduce(k, _) = e.op { k } else { ReduceKind::Sum };
+            let earlier: Vec<Var> = outer.iter().filter(|q| **q != r && below[&e.out].contains(q)).map(|q| f.eqns[*q].out).collect();
+            let mut pass = earlier.iter().map(|v| stats[v].pass).max().unwrap_or(0);
+            let complete = |v: Var| self.stored.contains_key(&v) || (stats.get(&v).is_some_and(|s| s.pass < pass));
+            let mut laws = Laws::new(f, &complete);
+            for v in earlier.iter().filter(|v| stats[v].pass == pass) {
+                laws.run(*v, stats[v].kind == ReduceKind::Max);
+            }
+            let law = match &e.args[..] {
+                [a] => laws.of(*a),
+                _ => {
+                    // The body of a contraction is a product.
+                    let (a, b) = (laws.of(e.args[0]), laws.of(e.args[1]));
+                    match (a, b) {
+                        (Law::Opaque(v), _) | (_, Law::Opaque(v)) => Law::Opaque(v),
+                        (Law::Scale(p), Law::Scale(q)) => {
+                            let mut p = p;
+                            q.into_iter().for_each(|(v, k)| *p.entry(v).or_insert(0) += k);
+                            Law::Scale(p)
+                        }
+                        (Law::Scale(p), Law::Invariant) | (Law::Invariant, Law::Scale(p)) => Law::Scale(p),
+                        (Law::Zero, _) | (_, Law::Zero) | (Law::Invariant, Law::Invariant) => Law::Invariant,
+                        _ => Law::Opaque(e.out),
+                    }
+                }
+            };
+            let (powers, refused) = match (kind, law) {
+                (_, Law::Invariant | Law::Zero) => (Powers::new(), None),
+                (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) => (p, None),
+                (_, Law::Opaque(v)) => (Powers::new(), Some(v)),
+                _ => (Powers::new(), Some(e.args[0])),
+            };
+            pass += usize::from(refused.is_some());
+            stats.insert(e.out, Stat { pass, powers, kind, refused });
+        }
+        stats
+    }
+
+    /// What a kernel refuses to do in one pass, and why.
+    fn refusals(&self, k: &Kernel) -> Vec<String> {
+        let Some(x) = &k.x else { return vec![] };
+        let of = |(v, s): (&Var, &Stat)| {
+            s.refused.map(|why| format!("stream: {} waits for pass {} over {x}; {} has no scaling law in the statistics before it", self.label(*v), s.pass + 1, self.label(why)))
+        };
+        k.stats.iter().filter_map(of).collect()
+    }
+}
