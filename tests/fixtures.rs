@@ -4,6 +4,8 @@
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::{Tensor, relative_error};
+use ir::types::DType;
+use passes::fuse::{Options, fuse};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,6 +27,21 @@ fn load(path: &str) -> (Fields, Value) {
     (file.tensors().iter().map(|(n, v)| (n.clone(), tensor(v))).collect(), params)
 }
 
+/// The bound on the error of a machine that rounds its inputs to a type: relative Frobenius, against `reference` on the same.
+const BOUNDS: [(DType, f64); 4] = [(DType::F64, 1e-10), (DType::F32, 2e-5), (DType::BF16, 5e-3), (DType::F16, 6e-4)];
+
+/// `g`, simplified and fused, on the tile interpreter, with dots as matrix units round them.
+fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BTreeMap<Name, Tensor> {
+    let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, ..Options::default() };
+    let n = passes::simplify::normalize(g).unwrap();
+    let fused = fuse(&n, &options).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)));
+    let mut tensors: BTreeMap<Name, Tensor> = inputs.iter().map(|(n, t)| (n.as_str().into(), t.clone())).collect();
+    let mut launch = |p: &ir::tile::Program, d: &Bindings, x: &[Tensor]| ir::tile::interp::run(p, d, x);
+    ir::tile::sequence::run(&fused.programs, &mut tensors, dims, &mut launch).unwrap_or_else(|e| panic!("{e}\n{}", fused.programs.iter().map(|p| p.to_string()).collect::<String>()));
+    tensors
+}
+
 /// Evaluates the JVP of `f` along every parameter that has a tangent, and compares the results that `want` knows.
 /// Returns the largest error.
 fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
@@ -40,6 +57,19 @@ fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
         let error = relative_error(&out[i], want);
         assert!(error <= 1e-10, "{what}: {name} is off by {error:e}");
         worst = worst.max(error);
+    }
+    // Machines, on rounded inputs.
+    for (dtype, bound) in BOUNDS {
+        let rounded: Fields = inputs.iter().map(|(n, t)| (n.clone(), if t.dtype().is_float() { t.convert(dtype) } else { t.clone() })).collect();
+        let args: Vec<Tensor> = g.params.iter().map(|p| rounded[&*p.name].clone()).collect();
+        let want = ir::reference::evaluate(&g, &args, &dims).unwrap();
+        let got = on_interp(&g, &rounded, &dims, dtype);
+        for (r, want) in g.results.iter().zip(&want) {
+            let norm = want.to_f64().iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>();
+            let (error, bound) = (relative_error(&got[&r.name], want), if norm == 0.0 { 1e-6 } else { bound });
+            println!("  {what} {dtype} {} {error:.1e}", r.name);
+            assert!(error <= bound, "{what}: interp {dtype}: {} is off by {error:e}", r.name);
+        }
     }
     worst
 }

@@ -3,6 +3,7 @@
 //! `partition` decides which equations form a kernel and which axis it streams over, `law` which reductions one pass over that
 //! axis can hold, `view` turns movement at a kernel's edge into addresses, `lower` writes the block program.
 
+pub mod center;
 pub mod law;
 pub mod lower;
 pub mod mask;

@@ -1,5 +1,6 @@
 //! A decided kernel to a block program.
 
+use super::center::Center;
 use super::law::Powers;
 use super::mask::{Inequality, inequalities};
 use super::partition::{Kernel, Partition};
@@ -40,6 +41,8 @@ struct Lower<'a> {
     /// Sums of products that share an accumulator, by the value that adds them up; and what they absorb.
     merged: BTreeSet<Var>,
     absorbed: BTreeSet<Var>,
+    /// Accumulators of the pass being written that are centred.
+    centers: BTreeMap<Var, Center>,
 }
 
 /// Writes the block program of kernel number `number`.
@@ -102,7 +105,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         outside: vec![], inside: None,
         known: HashMap::new(), known_inside: HashMap::new(), constants: HashMap::new(),
         pass: 0, before: HashMap::new(), corrections: HashMap::new(),
-        merged: BTreeSet::new(), absorbed: BTreeSet::new(),
+        merged: BTreeSet::new(), absorbed: BTreeSet::new(), centers: BTreeMap::new(),
     };
     l.merge();
     l.run()?;
@@ -441,6 +444,7 @@ impl<'a> Lower<'a> {
             carries.push(Carry { init, inside, next: inside, after });
         }
         self.inside = Some(vec![]);
+        self.centers = if self.p.options.center { self.find_centers(of) } else { BTreeMap::new() };
         let within = self.within(of)?;
         for (v, c) in of.iter().zip(&mut carries) {
             c.next = self.value(*v)?;
@@ -453,7 +457,74 @@ impl<'a> Lower<'a> {
             self.known.insert(*v, c.after);
         }
         self.outside.push(Stmt::For(Loop { axis: x, within, carries, body }));
+        // Centred accumulators are what they say again: T + c·s·S.
+        for (v, c) in std::mem::take(&mut self.centers) {
+            let terms = self.terms(v).map(|t| t.1).unwrap_or_default();
+            let center = self.quotient(self.known[&c.row], self.known[&c.sum], false);
+            let mut total = self.known[&v];
+            for (i, slope) in &c.slopes {
+                let shift = self.scaled(center, &terms[*i], false)?;
+                let slope = self.known[slope];
+                let part = self.map(Elementwise::Mul, &[shift, slope], false);
+                total = self.map(Elementwise::Add, &[total, part], false);
+            }
+            self.known.insert(v, total);
+        }
         Ok(())
+    }
+    /// `a/b`, 0 where b is 0.
+    fn quotient(&mut self, a: ValueId, b: ValueId, inside: bool) -> ValueId {
+        let (zero, one) = (self.number(0.0), self.number(1.0));
+        let some = self.map(Elementwise::Gt, &[b, zero], inside);
+        let safe = self.map(Elementwise::Select, &[some, b, one], inside);
+        let q = self.map(Elementwise::Div, &[a, safe], inside);
+        self.map(Elementwise::Select, &[some, q, zero], inside)
+    }
+    /// `x` with a term's sign and scale.
+    fn scaled(&mut self, mut x: ValueId, t: &Term, inside: bool) -> Result<ValueId, Error> {
+        if let Some(s) = t.scale {
+            let s = self.value(s)?;
+            x = self.map(Elementwise::Mul, &[s, x], inside);
+        }
+        Ok(if t.negative { self.map(Elementwise::Neg, &[x], inside) } else { x })
+    }
+    /// The accumulators among `of` that can be centred, by the identity of [`super::center`].
+    fn find_centers(&self, of: &[Var]) -> BTreeMap<Var, Center> {
+        let powers = |v: Var| self.leaves(v).and_then(|l| self.k.stats.get(&l[0])).or_else(|| self.k.stats.get(&v)).map(|s| s.powers.clone());
+        // Row sums over x alone, with their bodies.
+        let rows: Vec<(Var, Var)> = of
+            .iter()
+            .filter_map(|v| self.eqn(*v).filter(|e| matches!(&e.op, Prim::Reduce(ReduceKind::Sum, a) if a.len() == 1)).map(|e| (*v, e.args[0])))
+            .collect();
+        let mut found = BTreeMap::new();
+        for (row, product) in &rows {
+            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul)) else { continue };
+            for (weight, tangent) in [(e.args[0], e.args[1]), (e.args[1], e.args[0])] {
+                let Some((sum, _)) = rows.iter().find(|(v, body)| *body == weight && powers(*v) == powers(*row)) else { continue };
+                if !self.eqn(weight).is_some_and(|e| e.op == Prim::Elementwise(Elementwise::Exp)) {
+                    continue;
+                }
+                for v in of.iter().filter(|v| powers(**v) == powers(*row)) {
+                    let Some((over, terms)) = self.terms(*v) else { continue };
+                    let mut slopes = vec![];
+                    for (i, t) in terms.iter().enumerate() {
+                        let other = if t.a == *product { t.b } else if t.b == *product { t.a } else { continue };
+                        let slope = of.iter().find(|s| {
+                            self.terms(**s).is_some_and(|(o, st)| {
+                                o == over && matches!(&st[..], [one] if !one.negative && one.scale.is_none() && [(one.a, one.b), (one.b, one.a)].contains(&(weight, other)))
+                            })
+                        });
+                        if let Some(s) = slope {
+                            slopes.push((i, *s));
+                        }
+                    }
+                    if !slopes.is_empty() {
+                        found.entry(*v).or_insert(Center { product: *product, weight, tangent, row: *row, sum: *sum, slopes });
+                    }
+                }
+            }
+        }
+        found
     }
 
     /// The value of `v` here, written where it belongs.
@@ -631,8 +702,32 @@ impl<'a> Lower<'a> {
         let correction = self.correction(&stat.powers)?;
         if let Some((sum, terms)) = self.terms(v) {
             let axes = self.tile_axes(self.ty(v).axes.iter().map(|a| &a.name));
-            let init = vec![std::iter::once(old).chain(correction).collect()];
-            return self.dot(init, &sum, &terms, axes, true);
+            let mut init: Vec<Vec<ValueId>> = vec![std::iter::once(old).chain(correction).collect()];
+            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, true) };
+            // The centre before and after the tile, and the shift between them.
+            let before = self.quotient(self.before[&c.row], self.before[&c.sum], true);
+            let (row, total) = (self.value(c.row)?, self.value(c.sum)?);
+            let after = self.quotient(row, total, true);
+            self.program.values[after.index()].name = Some("c".into());
+            let mut shift = self.map(Elementwise::Sub, &[before, after], true);
+            if let Some(k) = correction {
+                shift = self.map(Elementwise::Mul, &[shift, k], true);
+            }
+            for (i, slope) in &c.slopes {
+                let shift = self.scaled(shift, &terms[*i], true)?;
+                init.push(vec![self.before[slope], shift]);
+            }
+            let (w, tangent) = (self.value(c.weight)?, self.value(c.tangent)?);
+            let centred = self.map(Elementwise::Sub, &[tangent, after], true);
+            let centred = self.map(Elementwise::Mul, &[w, centred], true);
+            // In this dot only, the product is the centred one.
+            let plain = self.known_inside.insert(c.product, centred);
+            let d = self.dot(init, &sum, &terms, axes, true);
+            match plain {
+                Some(p) => self.known_inside.insert(c.product, p),
+                None => self.known_inside.remove(&c.product),
+            };
+            return d;
         }
         let (body, over) = match &e.op {
             Prim::Reduce(_, over) => (self.value(e.args[0])?, over.clone()),
