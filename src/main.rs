@@ -2,6 +2,7 @@
 
 mod check;
 mod input;
+mod machine;
 mod opt;
 mod run;
 

@@ -1,6 +1,7 @@
 //! `run`: a program on tensors.
 
 use crate::input::{Random, Source, dims, tensors};
+use crate::machine;
 use ir::tensor::Tensor;
 use ir::types::DType;
 use safetensors::tensor::TensorView;
@@ -37,8 +38,8 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    if a.on != "reference" {
-        return Err(format!("run: machine `{}` is not built yet; this version has `reference`", a.on));
+    if a.on == "cpu" {
+        return Err("run: machine `cpu` is not built yet; there are `reference` and `interp`".into());
     }
     let f = a.source.load()?;
     let mut given = match &a.inputs {
@@ -67,7 +68,10 @@ pub fn run(a: &Args) -> Result<(), String> {
         inputs.push(if ty.dtype.is_float() { t.convert(dtype).convert(DType::F64) } else { t.convert(ty.dtype) });
     }
     let start = std::time::Instant::now();
-    let out = ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?;
+    let out = match a.on.as_str() {
+        "interp" => machine::interp(&f, &inputs, &bindings, dtype)?,
+        _ => ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?,
+    };
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &a.outputs {
         let bytes: Vec<Vec<u8>> = out.iter().map(Tensor::to_bytes).collect();
