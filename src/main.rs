@@ -1,6 +1,8 @@
 //! The command line: arguments, files, tables. Everything else is in the crates below.
 
 mod check;
+mod compile;
+mod explain;
 mod input;
 mod machine;
 mod opt;
@@ -30,6 +32,12 @@ enum Command {
     /// Check a program's JVP against finite differences, and its linearity
     #[command(after_help = "Example: pushforward check examples/attention.pf --wrt q,k --cases 5")]
     Check(check::Args),
+    /// Compile a program's kernels to objects
+    #[command(after_help = "Example: pushforward compile examples/attention.pf --jvp q,k,v --dim D=64 -o out --dump all")]
+    Compile(compile::Args),
+    /// Say what is fused, what is refused and why, and what it costs
+    #[command(after_help = "Example: pushforward explain examples/attention.pf --jvp q,k,v --dim B=1,H=8,I=4096,J=4096,D=64")]
+    Explain(explain::Args),
     /// Print a program after some passes
     #[command(after_help = "Example: pushforward opt examples/attention.pf --jvp q,k,v")]
     Opt(opt::Args),
@@ -39,6 +47,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(a) => run::run(&a),
         Command::Check(a) => check::run(&a),
+        Command::Compile(a) => compile::run(&a),
+        Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),
     };
     match result {

@@ -33,7 +33,7 @@ const BOUNDS: [(DType, f64); 4] = [(DType::F64, 1e-10), (DType::F32, 2e-5), (DTy
 /// `g`, simplified and fused, on the tile interpreter, with dots as matrix units round them.
 fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BTreeMap<Name, Tensor> {
     let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, ..Options::default() };
+    let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, matmul: (8, 16), ..Options::default() };
     let n = passes::simplify::normalize(g).unwrap();
     let fused = fuse(&n, &options).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)));
     let mut tensors: BTreeMap<Name, Tensor> = inputs.iter().map(|(n, t)| (n.as_str().into(), t.clone())).collect();

@@ -51,14 +51,16 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
     let lane_x = k.resident && k.x.is_some();
+    let dots_inside = inner_dots(p, k);
+    let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
+    let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
     for (i, a) in k.parallel.iter().enumerate() {
         let from_last = tiled - 1 - i;
-        let dots = !k.stats.is_empty();
         // The last axis lies in lanes; the one before has a tile of rows unless the loop's dots need the registers.
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
-            (true, 0) => Role::Block(o.rows),
-            (false, 1) if !inner_dots(p, k) || !dots => Role::Block(o.rows),
+            (true, 0) => Role::Block(rows),
+            (false, 1) if !dots_inside => Role::Block(rows),
             _ => Role::Grid,
         };
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role });
@@ -79,15 +81,12 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
             lanes = Some(AxisId(axes.len() as u32));
             Role::Full(bake(x, n))
         } else {
-            Role::Stream(o.stream)
+            Role::Stream(stream)
         };
         axes.push(TileAxis { name: x.name.clone(), size: x.size.clone(), role });
     }
     for (a, n) in &k.whole {
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role: Role::Full(bake(a, *n)) });
-    }
-    if lanes.is_none() && k.resident {
-        lanes = None;
     }
     let ids = axes.iter().enumerate().map(|(i, a)| (a.name.clone(), AxisId(i as u32))).collect();
     let program = Program {

@@ -32,6 +32,8 @@ pub struct Options {
     pub rows: usize,
     /// Streamed elements.
     pub stream: usize,
+    /// The same two where the loop carries sums of products and makes nothing else: a matmul.
+    pub matmul: (usize, usize),
     /// The longest axis that may stand in a tile whole.
     pub full: i64,
     /// The longest axis whose reductions keep their row in the tile instead of streaming.
@@ -43,7 +45,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, operands: f, lanes: 48, rows: 16, stream: 64, full: 1024, resident: 8192, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, center: true }
     }
 }
 

@@ -1,0 +1,62 @@
+//! `compile`: block programs to objects and a manifest that says how to launch them.
+
+use crate::input::{Source, dims};
+use ir::types::DType;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Arguments of `compile`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// What for: `cpu` is this machine; or a CPU by name, `skylake-avx512`, `znver3`, `x86-64-v3`
+    #[arg(long, default_value = "cpu")]
+    target: String,
+    /// What float parameters are stored in
+    #[arg(long, default_value = "f32", value_parser = ["f64", "f32", "bf16", "f16"])]
+    dtype: String,
+    /// Sizes; axes that stand in tiles whole need them, all others stay arguments of the kernel
+    #[arg(long, value_name = "NAME=N")]
+    dim: Vec<String>,
+    /// Where to
+    #[arg(short, value_name = "DIR")]
+    output: PathBuf,
+    /// Also write every stage's text: `all`
+    #[arg(long, value_parser = ["all"])]
+    dump: Option<String>,
+}
+
+/// Runs it.
+pub fn run(a: &Args) -> Result<(), String> {
+    let f = a.source.load()?;
+    let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
+    let target = if a.target == "cpu" { codegen::Target::host() } else { codegen::Target::named(&a.target) }.map_err(|e| e.to_string())?;
+    let fused = crate::machine::compile(&f, &dims(&a.dim)?, dtype)?;
+    let write = |name: String, bytes: &[u8]| -> Result<(), String> {
+        let path = a.output.join(name);
+        std::fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
+    };
+    std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
+    if a.dump.is_some() {
+        let n = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
+        write("01-source.pf".into(), ir::text::print_function(&crate::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;
+        write("02-jvp.pf".into(), ir::text::print_function(&f).as_bytes())?;
+        write("03-simplify.pf".into(), ir::text::print_function(&n).as_bytes())?;
+    }
+    let mut kernels = vec![];
+    for p in &fused.programs {
+        let c = codegen::compile_with(p, &target, a.dump.is_some()).map_err(|e| e.to_string())?;
+        write(format!("{}.o", p.name), &c.artifact.code)?;
+        if a.dump.is_some() {
+            write(format!("04-{}.tile", p.name), p.to_string().as_bytes())?;
+            write(format!("05-{}.mlir", p.name), c.dumps.mlir.as_bytes())?;
+            write(format!("06-{}.ll", p.name), c.dumps.llvm.unwrap_or_default().as_bytes())?;
+            write(format!("07-{}.s", p.name), c.dumps.assembly.unwrap_or_default().as_bytes())?;
+        }
+        println!("{}.o  {} bytes", p.name, c.artifact.code.len());
+        kernels.push(json!({"object": format!("{}.o", p.name), "signature": c.artifact.signature, "target": c.artifact.target}));
+    }
+    let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": &*f.name, "kernels": kernels, "notes": fused.notes});
+    write("manifest.json".into(), serde_json::to_string_pretty(&manifest).map_err(|e| e.to_string())?.as_bytes())
+}
