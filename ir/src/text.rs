@@ -4,6 +4,7 @@
 mod lexer;
 mod parser;
 mod printer;
+mod scope;
 
 pub use parser::parse;
-pub use printer::{print, print_function};
+pub use printer::{Options, is_word, print, print_function, print_with};

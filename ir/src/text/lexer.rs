@@ -13,6 +13,8 @@ pub enum Token {
     Text(String),
     /// An operator or bracket.
     Sign(&'static str),
+    /// Bytes that start no token. Its error is reported already.
+    Bad,
     /// The end.
     End,
 }
@@ -25,6 +27,7 @@ impl Token {
             Token::Number(n) => format!("number {n}"),
             Token::Text(t) => format!("text {t:?}"),
             Token::Sign(s) => format!("`{s}`"),
+            Token::Bad => "bytes that are no token".into(),
             Token::End => "the end of the file".into(),
         }
     }
@@ -34,7 +37,7 @@ impl Token {
 const SIGNS: [&str; 24] =
     ["->", "<=", ">=", "==", "!=", "(", ")", "[", "]", "{", "}", ",", ":", "=", "<", ">", "+", "-", "*", "/", "&", "|", "!", ";"];
 
-/// Tokens with their places, `End` last. Bytes that start no token are errors and skipped.
+/// Tokens with their places, `End` last. Bytes that start no token are errors, and [`Token::Bad`].
 pub fn lex(src: &str) -> (Vec<(Token, Span)>, Vec<Error>) {
     let bytes = src.as_bytes();
     let (mut tokens, mut errors, mut at) = (vec![], vec![], 0);
@@ -74,7 +77,7 @@ pub fn lex(src: &str) -> (Vec<(Token, Span)>, Vec<Error>) {
                 Token::Text(src[start + 1..at - 1].into())
             } else {
                 errors.push(Error::new("text has no closing `\"`").at(Span { start, end: at }));
-                continue;
+                Token::Bad
             }
         } else if let Some(s) = SIGNS.iter().find(|s| src.is_char_boundary(at) && src[at..].starts_with(**s)) {
             at += s.len();
@@ -82,8 +85,13 @@ pub fn lex(src: &str) -> (Vec<(Token, Span)>, Vec<Error>) {
         } else {
             let c = src[at..].chars().next().unwrap_or(' ');
             at += c.len_utf8();
-            errors.push(Error::new(format!("character {c:?} starts no token")).at(Span { start, end: at }));
-            continue;
+            let e = Error::new(format!("character {c:?} is not part of the language")).at(Span { start, end: at });
+            errors.push(match c {
+                '^' => e.hint("powers are calls: `pow(x, y)`"),
+                '#' => e.hint("comments begin with `//`"),
+                _ => e,
+            });
+            Token::Bad
         };
         tokens.push((token, Span { start, end: at }));
     }

@@ -1,10 +1,23 @@
 //! Functions to text: one primitive a line.
 
 use crate::dim::Name;
-use crate::graph::{Function, Module, Var};
+use crate::graph::{Function, Module, Port, Var};
 use crate::prim::{Elementwise, Movement, Prim};
 use crate::types::Axis;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What is printed beside the program itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The rule that made an equation, as a comment beside it: `// jvp:mul`.
+    pub origins: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { origins: true }
+    }
+}
 
 /// The module as text that parses to it.
 pub fn print(m: &Module) -> String {
@@ -13,17 +26,22 @@ pub fn print(m: &Module) -> String {
 
 /// The function as text that parses to it; the rule that made an equation stands beside it as a comment.
 pub fn print_function(f: &Function) -> String {
+    print_with(f, Options::default())
+}
+
+/// The function as text that parses to it.
+pub fn print_with(f: &Function, options: Options) -> String {
     let names = unique_names(f);
     let name = |v: Var| names[v.index()].as_str();
-    let ports = |ports: &[crate::graph::Port]| {
-        ports.iter().map(|p| format!("{}: {}", p.name, f.ty(p.var))).collect::<Vec<_>>().join(", ")
-    };
+    let ports = |ports: &[Port]| ports.iter().map(|p| format!("{}: {}", p.name, f.ty(p.var))).collect::<Vec<_>>().join(", ");
+    let axes: BTreeSet<&Name> = f.vars.iter().flat_map(|v| v.ty.axes.iter().map(|a| &a.name)).collect();
     let mut out = format!("fn {}({}) -> ({}) {{\n", f.name, ports(&f.params), ports(&f.results));
     for e in &f.eqns {
         let args: Vec<&str> = e.args.iter().map(|a| name(*a)).collect();
-        out += &format!("  {} = {}", name(e.out), call(&e.op, &args));
-        if let Some(o) = &e.origin {
-            out += &format!("  // {o}");
+        out += &format!("  {} = {}", name(e.out), call(&e.op, &args, &axes));
+        if let (Some(o), true) = (&e.origin, options.origins) {
+            // A line break would end the comment.
+            out += &format!("  // {}", o.replace(char::is_control, " "));
         }
         out += "\n";
     }
@@ -33,16 +51,19 @@ pub fn print_function(f: &Function) -> String {
     out + "}\n"
 }
 
-/// One equation's right side.
-fn call(op: &Prim, args: &[&str]) -> String {
+/// One equation's right side. `known`: the names of the function's axes.
+fn call(op: &Prim, args: &[&str], known: &BTreeSet<&Name>) -> String {
     let axes = |a: &[Axis]| a.iter().map(Axis::to_string).collect::<Vec<_>>().join(",");
     let list = |n: &[Name]| n.iter().map(|n| &**n).collect::<Vec<_>>().join(",");
     let extra = match op {
         Prim::Elementwise(Elementwise::Convert(d)) => d.to_string(),
         Prim::Elementwise(_) | Prim::StopGradient => String::new(),
         Prim::Reduce(_, n) | Prim::Contract(n) => format!("[{}]", list(n)),
+        Prim::Constant(c) if c.value.is_nan() => format!("nan, {}", c.dtype),
         Prim::Constant(c) => format!("{:?}, {}", c.value, c.dtype),
         Prim::Size(d, t) => format!("{d}, {t}"),
+        // A bare name may mean the axis of that name in another case.
+        Prim::Iota(a) if known.iter().any(|k| **k != a.name && k.eq_ignore_ascii_case(&a.name)) => format!("{}={}", a.name, a.size),
         Prim::Iota(a) => a.to_string(),
         Prim::Movement(m) => match m {
             Movement::Rename { from, to } => format!("{from} -> {to}"),
@@ -60,9 +81,16 @@ fn call(op: &Prim, args: &[&str]) -> String {
     format!("{}({})", op.name(), parts.join(", "))
 }
 
+/// Whether the text form has `s` as a name for values and axes: letters, digits, `_`, `.` and `'`, no digit first.
+pub fn is_word(s: &str) -> bool {
+    s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && s.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '\''))
+        && !super::parser::RESERVED.contains(&s)
+}
+
 /// A name for each value: its own where free, else numbered; never one of an axis, a dimension or another port.
 fn unique_names(f: &Function) -> Vec<String> {
-    let mut taken: BTreeSet<String> = ["inf", "nan"].map(String::from).into();
+    let mut taken: BTreeSet<String> = BTreeSet::new();
     for v in &f.vars {
         for a in &v.ty.axes {
             taken.insert(a.name.to_string());
@@ -74,19 +102,20 @@ fn unique_names(f: &Function) -> Vec<String> {
         taken.insert(p.name.to_string());
         fixed.entry(p.var).or_insert_with(|| p.name.to_string());
     }
+    // The number to try next for each name that was taken.
+    let mut next: BTreeMap<String, usize> = BTreeMap::new();
     (0..f.vars.len())
         .map(|i| {
             if let Some(n) = fixed.get(&Var(i as u32)) {
                 return n.clone();
             }
-            let hint = f.vars[i].name.as_deref();
-            let candidates = hint.map(String::from).into_iter().chain((0..).map(|k| match (hint, k) {
-                (Some(h), k) => format!("{h}_{}", k + 2),
-                (None, 0) => format!("x{i}"),
-                (None, k) => format!("x{i}_{}", k + 1),
-            }));
-            let name = candidates.into_iter().find(|n| !taken.contains(n)).unwrap_or_default();
-            taken.insert(name.clone());
+            let base = f.vars[i].name.as_deref().filter(|n| is_word(n)).map_or_else(|| format!("x{i}"), String::from);
+            let mut name = base.clone();
+            while !taken.insert(name.clone()) {
+                let k = next.entry(base.clone()).or_insert(2);
+                name = format!("{base}_{k}");
+                *k += 1;
+            }
             name
         })
         .collect()
