@@ -46,7 +46,18 @@ struct Case {
     linearity: f64,
 }
 
+/// Panics unless every function of the program in `file` has a right JVP and fused form: for a user's own `#[test]`s.
+pub fn assert_program(file: impl Into<PathBuf>, cases: u64) {
+    let args = Args { file: file.into(), function: None, wrt: None, dim: vec![], cases, seed: 0, json: false };
+    if let Err(e) = run(&args) {
+        panic!("{e}");
+    }
+}
+
 /// Runs it.
+///
+/// # Errors
+/// What is wrong with the program, or the cases that are bad, each with the command that replays it.
 pub fn run(a: &Args) -> Result<(), String> {
     let text = std::fs::read_to_string(&a.file).map_err(|e| format!("cannot read {}: {e}", a.file.display()))?;
     let module = ir::text::parse(&text).map_err(|e| ir::diagnostic::render(&e, &a.file.display().to_string(), &text))?;

@@ -1,6 +1,6 @@
 //! `compile`: block programs to objects and a manifest that says how to launch them.
 
-use crate::input::{Source, dims};
+use pushforward::input::{Source, dims};
 use ir::types::DType;
 use serde_json::json;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let f = a.source.load()?;
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
     let target = if a.target == "cpu" { codegen::Target::host() } else { codegen::Target::named(&a.target) }.map_err(|e| e.to_string())?;
-    let fused = crate::machine::compile(&f, &dims(&a.dim)?, dtype)?;
+    let fused = pushforward::machine::compile(&f, &dims(&a.dim)?, dtype)?;
     let write = |name: String, bytes: &[u8]| -> Result<(), String> {
         let path = a.output.join(name);
         std::fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
@@ -40,7 +40,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
     if a.dump.is_some() {
         let n = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
-        write("01-source.pf".into(), ir::text::print_function(&crate::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;
+        write("01-source.pf".into(), ir::text::print_function(&pushforward::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;
         write("02-jvp.pf".into(), ir::text::print_function(&f).as_bytes())?;
         write("03-simplify.pf".into(), ir::text::print_function(&n).as_bytes())?;
     }

@@ -1,6 +1,6 @@
 //! `explain`: which tangents are active, what was fused, what was refused and why, and what each kernel costs.
 
-use crate::input::{Source, dims};
+use pushforward::input::{Source, dims};
 use ir::tile::cost::cost;
 use ir::types::DType;
 use serde_json::json;
@@ -26,7 +26,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let f = a.source.load()?;
     let dims = dims(&a.dim)?;
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
-    let fused = crate::machine::compile(&f, &dims, dtype)?;
+    let fused = pushforward::machine::compile(&f, &dims, dtype)?;
     let active: Vec<&str> = f.params.iter().filter(|p| p.name.contains(".t")).map(|p| &*p.name).collect();
     let mut kernels = vec![];
     for p in &fused.programs {

@@ -1,10 +1,7 @@
 //! The command line: arguments, files, tables. Everything else is in the crates below.
 
-mod check;
 mod compile;
 mod explain;
-mod input;
-mod machine;
 mod opt;
 mod run;
 
@@ -31,7 +28,7 @@ enum Command {
     Run(run::Args),
     /// Check a program's JVP against finite differences, and its linearity
     #[command(after_help = "Example: pushforward check examples/attention.pf --wrt q,k --cases 5")]
-    Check(check::Args),
+    Check(pushforward::check::Args),
     /// Compile a program's kernels to objects
     #[command(after_help = "Example: pushforward compile examples/attention.pf --jvp q,k,v --dim D=64 -o out --dump all")]
     Compile(compile::Args),
@@ -46,7 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(a) => run::run(&a),
-        Command::Check(a) => check::run(&a),
+        Command::Check(a) => pushforward::check::run(&a),
         Command::Compile(a) => compile::run(&a),
         Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),

@@ -1,6 +1,6 @@
 //! `opt`: text in, text out.
 
-use crate::input::Source;
+use pushforward::input::Source;
 
 /// Arguments of `opt`.
 #[derive(clap::Args)]
@@ -20,14 +20,14 @@ pub fn run(a: &Args) -> Result<(), String> {
     let mut f = a.source.load()?;
     for pass in &a.pass {
         if pass == "fuse" {
-            let options = passes::fuse::Options { dims: crate::input::dims(&a.dim)?, ..Default::default() };
+            let options = passes::fuse::Options { dims: pushforward::input::dims(&a.dim)?, ..Default::default() };
             let fused = passes::fuse::fuse(&f, &options).map_err(|e| e.to_string())?;
             fused.notes.iter().for_each(|n| eprintln!("{n}"));
             fused.programs.iter().for_each(|p| print!("{p}"));
             return Ok(());
         }
         f = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
-        crate::input::verify(&f, pass)?;
+        pushforward::input::verify(&f, pass)?;
     }
     print!("{}", ir::text::print_function(&f));
     Ok(())

@@ -1,10 +1,12 @@
 //! `run`: a program on tensors.
 
-use crate::input::{Random, Source, dims, tensors};
-use crate::machine;
+use pushforward::input::{Random, Source, dims, tensors};
+use pushforward::machine;
 use ir::tensor::Tensor;
 use ir::types::DType;
 use safetensors::tensor::TensorView;
+use runtime::cache::Cache;
+use runtime::cpu::Pool;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -38,9 +40,6 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    if a.on == "cpu" {
-        return Err("run: machine `cpu` is not built yet; there are `reference` and `interp`".into());
-    }
     let f = a.source.load()?;
     let mut given = match &a.inputs {
         Some(p) => tensors(p)?,
@@ -69,6 +68,10 @@ pub fn run(a: &Args) -> Result<(), String> {
     }
     let start = std::time::Instant::now();
     let out = match a.on.as_str() {
+        "cpu" => {
+            let c = machine::cpu(&f, &bindings, dtype, &Cache::from_env())?;
+            machine::run_cpu(&f, &c, &Pool::from_env(), &inputs, &bindings)?
+        }
         "interp" => machine::interp(&f, &inputs, &bindings, dtype)?,
         _ => ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?,
     };

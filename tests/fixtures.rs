@@ -42,6 +42,15 @@ fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BT
     tensors
 }
 
+/// The same on this CPU, at its own tile sizes.
+fn on_cpu(g: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Vec<Tensor> {
+    thread_local! {
+        static POOL: runtime::cpu::Pool = runtime::cpu::Pool::new(2);
+    }
+    let c = pushforward::machine::cpu(g, dims, dtype, &runtime::cache::Cache::new(None)).unwrap_or_else(|e| panic!("{e}"));
+    POOL.with(|pool| pushforward::machine::run_cpu(g, &c, pool, inputs, dims).unwrap_or_else(|e| panic!("{e}")))
+}
+
 /// Evaluates the JVP of `f` along every parameter that has a tangent, and compares the results that `want` knows.
 /// Returns the largest error.
 fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
@@ -64,11 +73,15 @@ fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
         let args: Vec<Tensor> = g.params.iter().map(|p| rounded[&*p.name].clone()).collect();
         let want = ir::reference::evaluate(&g, &args, &dims).unwrap();
         let got = on_interp(&g, &rounded, &dims, dtype);
-        for (r, want) in g.results.iter().zip(&want) {
+        let cpu = on_cpu(&g, &args, &dims, dtype);
+        for ((r, want), cpu) in g.results.iter().zip(&want).zip(&cpu) {
             let norm = want.to_f64().iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>();
             let (error, bound) = (relative_error(&got[&r.name], want), if norm == 0.0 { 1e-6 } else { bound });
             println!("  {what} {dtype} {} {error:.1e}", r.name);
             assert!(error <= bound, "{what}: interp {dtype}: {} is off by {error:e}", r.name);
+            let error = relative_error(cpu, want);
+            println!("  {what} cpu {dtype} {} {error:.1e}", r.name);
+            assert!(error <= bound, "{what}: cpu {dtype}: {} is off by {error:e}", r.name);
         }
     }
     worst

@@ -122,6 +122,14 @@ impl Tensor {
     pub fn byte_len(&self) -> usize {
         self.len() * self.dtype().bytes()
     }
+    /// Where the elements start in memory.
+    pub fn as_ptr(&self) -> *const u8 {
+        each!(&self.data, v => v.as_ptr().cast())
+    }
+    /// Where the elements start in memory, for writing elements of the tensor's type.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        each!(&mut self.data, v => v.as_mut_ptr().cast())
+    }
     /// The elements as f64; exact for every type.
     pub fn to_f64(&self) -> Vec<f64> {
         match &self.data {

@@ -1,0 +1,5 @@
+//! Compiled kernels on devices. Knows artifacts and tensors, no compiler: a machine that only runs kernels needs no LLVM.
+
+pub mod cache;
+pub mod cpu;
+pub mod memory;
