@@ -1,5 +1,6 @@
 //! The command line: arguments, files, tables. Everything else is in the crates below.
 
+mod bench;
 mod compile;
 mod explain;
 mod opt;
@@ -32,6 +33,9 @@ enum Command {
     /// Compile a program's kernels to objects
     #[command(after_help = "Example: pushforward compile examples/attention.pf --jvp q,k,v --dim D=64 -o out --dump all")]
     Compile(compile::Args),
+    /// Time a program on this CPU, beside the machine's peak
+    #[command(after_help = "Example: pushforward bench examples/attention.pf --jvp q,k,v --dim B=1,H=8,I=4096,J=4096,D=64 --json")]
+    Bench(bench::Args),
     /// Say what is fused, what is refused and why, and what it costs
     #[command(after_help = "Example: pushforward explain examples/attention.pf --jvp q,k,v --dim B=1,H=8,I=4096,J=4096,D=64")]
     Explain(explain::Args),
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(a) => run::run(&a),
         Command::Check(a) => pushforward::check::run(&a),
+        Command::Bench(a) => bench::run(&a),
         Command::Compile(a) => compile::run(&a),
         Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),

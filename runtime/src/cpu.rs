@@ -1,8 +1,12 @@
 //! The host CPU as a device: objects from `codegen`, loaded by ourselves and run by a thread pool over program instances.
 
+mod bound;
 mod loader;
+mod peak;
 mod pool;
 
+pub use bound::Bound;
+pub use peak::{copy_bandwidth, fma_peak};
 pub use pool::Pool;
 
 use ir::artifact::Artifact;

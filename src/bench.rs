@@ -1,0 +1,106 @@
+//! `bench`: time, flops and bytes of a program on this CPU, with its share of what the machine can do.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ir::dim::Name;
+use ir::tensor::Tensor;
+use ir::tile::cost::cost;
+use ir::types::DType;
+use pushforward::input::{Random, Source, dims};
+use pushforward::machine;
+use runtime::cache::Cache;
+use runtime::cpu::{Bound, Pool, copy_bandwidth, fma_peak};
+use runtime::memory;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Sizes
+    #[arg(long, value_name = "NAME=N")]
+    dim: Vec<String>,
+    /// What float parameters are stored in
+    #[arg(long, default_value = "f32", value_parser = ["f64", "f32", "bf16", "f16"])]
+    dtype: String,
+    /// Runs that are timed
+    #[arg(long, default_value_t = 9)]
+    runs: usize,
+    /// Threads; without it PUSHFORWARD_THREADS, or all cores
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+pub fn run(a: &Args) -> Result<(), String> {
+    if a.runs == 0 {
+        return Err("bench: --runs must be at least 1".into());
+    }
+    // From text to a loaded object, nothing from the cache.
+    let start = Instant::now();
+    let f = a.source.load()?;
+    let mut bindings = dims(&a.dim)?;
+    for d in f.dims() {
+        bindings.entry(d).or_insert(64);
+    }
+    let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
+    let compiled = machine::cpu(&f, &bindings, dtype, &Cache::new(None))?;
+    let generation = start.elapsed().as_secs_f64();
+
+    let pool = a.threads.map_or_else(Pool::from_env, Pool::new);
+    let mut random = Random(1);
+    let mut tensors: BTreeMap<Name, Tensor> = BTreeMap::new();
+    for p in &f.params {
+        let ty = f.ty(p.var);
+        let t = random.tensor(ty.dtype, &ty.sizes(&bindings).map_err(|e| e.to_string())?)?;
+        tensors.insert(p.name.clone(), if ty.dtype.is_float() { t.convert(dtype) } else { t });
+    }
+    let mut bound = Bound::new(&compiled.kernels, tensors, &bindings).map_err(|e| e.to_string())?;
+    memory::reset_peak();
+    let before = memory::resident();
+    let bar = ProgressBar::new(a.runs as u64 + 1).with_style(ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(f.name.to_string());
+    let mut times = vec![];
+    for i in 0..=a.runs {
+        let start = Instant::now();
+        bound.run(&pool).map_err(|e| e.to_string())?;
+        // The first touches memory for the first time.
+        if i > 0 {
+            times.push(start.elapsed().as_secs_f64());
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let extra = memory::peak().zip(before).map(|(p, b)| p.saturating_sub(b));
+    times.sort_by(f64::total_cmp);
+    let (median, best) = (times[times.len() / 2], times[0]);
+    let (low, high) = (times[times.len() / 4], times[times.len() * 3 / 4]);
+    let mut total = (0f64, 0f64, 0f64);
+    for p in &compiled.fused.programs {
+        let c = cost(p, &bindings).map_err(|e| e.to_string())?;
+        total = (total.0 + c.flops as f64, total.1 + c.special as f64, total.2 + c.bytes() as f64);
+    }
+    let (flops, special, bytes) = total;
+    let (peak, copy) = (fma_peak(&pool), copy_bandwidth(&pool));
+    if a.json {
+        println!("{}", json!({
+            "function": &*f.name, "threads": pool.threads(), "kernels": compiled.kernels.len(), "seconds": median, "best": best, "quartiles": [low, high], "runs": a.runs,
+            "flops": flops, "special": special, "bytes": bytes, "fma_peak": peak, "copy_bandwidth": copy, "generation_seconds": generation, "peak_extra_bytes": extra,
+        }));
+        return Ok(());
+    }
+    println!("{}: {} kernel{}, {} threads", f.name, compiled.kernels.len(), if compiled.kernels.len() == 1 { "" } else { "s" }, pool.threads());
+    println!("  time        {:.3} ms median of {}, quartiles {:.3} to {:.3}, best {:.3}", median * 1e3, a.runs, low * 1e3, high * 1e3, best * 1e3);
+    println!("  arithmetic  {flops:.4e} flops, {special:.3e} special functions: {:.1} GFLOP/s, {:.0} % of {:.1} (fused multiply-adds, measured)", flops / median / 1e9, 100.0 * flops / median / peak, peak / 1e9);
+    println!("  memory      {bytes:.4e} bytes: {:.2} GB/s, {:.0} % of {:.2} (copy, measured)", bytes / median / 1e9, 100.0 * bytes / median / copy, copy / 1e9);
+    if let Some(x) = extra {
+        println!("  peak        {:.1} MiB beyond inputs and outputs", x as f64 / f64::from(1 << 20));
+    }
+    println!("  generation  {:.1} ms from text to loaded object, cold", generation * 1e3);
+    Ok(())
+}
