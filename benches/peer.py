@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Both sides in one run: `pushforward bench` and PyTorch, alternating, with PyTorch's SGEMM before, between and after.
+
+Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64] [--json OUT.json]
+Needs PyTorch (`./dev peer` installs it into target/peer) and a built `target/release/pushforward`.
+Machines are noisy: read the ratios, not the milliseconds. GFLOP/s count 12 N^2 d per head for the JVP of attention, 4 N^2 d for its
+forward; causal counts N(N+1)/2 pairs.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def median_seconds(f, runs, warm=1):
+    for _ in range(warm):
+        f()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def sgemm(runs=9):
+    """GFLOP/s of PyTorch's f32 matmul, n = 2048."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / median_seconds(lambda: a @ b, runs) / 1e9
+
+
+def ours(file, function, jvp, dims, runs, threads):
+    command = [str(ROOT / "target/release/pushforward"), "bench", str(ROOT / file), "--runs", str(runs), "--threads", str(threads), "--json", "--dim", dims]
+    command += ["--fn", function] if function else []
+    command += ["--jvp", jvp] if jvp else []
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def qkv(n, d):
+    return [torch.randn(1, 8, n, d) for _ in range(3)]
+
+
+def torch_jvp(n, d):
+    x, t = qkv(n, d), qkv(n, d)
+
+    def run():
+        with sdpa_kernel([SDPBackend.MATH]), torch.no_grad():
+            torch.func.jvp(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), tuple(x), tuple(t))
+
+    return run
+
+
+def torch_forward(n, d):
+    x = qkv(n, d)
+
+    def run():
+        with torch.no_grad():
+            F.scaled_dot_product_attention(*x)
+
+    return run
+
+
+def attention_flops(n, d, per_pair, causal=False):
+    pairs = n * (n + 1) / 2 if causal else n * n
+    return 8 * per_pair * pairs * d
+
+
+# name: (what, file, function, jvp, dims, flops, PyTorch's side or None, repetitions of that side)
+CASES = {
+    "jvp64": ("attention JVP, N 4096, d 64", "examples/attention.pf", None, "q,k,v", "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 12), lambda: torch_jvp(4096, 64), 3),
+    "jvp128": ("attention JVP, N 4096, d 128", "examples/attention.pf", None, "q,k,v", "B=1,H=8,I=4096,J=4096,D=128", attention_flops(4096, 128, 12), None, 0),
+    "causal64": ("causal JVP, N 4096, d 64", "examples/attention_variants.pf", "causal", "q,k,v", "B=1,H=8,I=4096,J=4096,D=64,E=64", attention_flops(4096, 64, 12, True), None, 0),
+    "forward64": ("attention forward, N 4096, d 64", "examples/attention.pf", None, None, "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 4), lambda: torch_forward(4096, 64), 9),
+    "xent": ("JVP of cross-entropy of a linear layer, 2048 x 512 x 32768", "examples/cross_entropy.pf", None, "x,w", "M=2048,K=512,V=32768", 3 * 2 * 2048 * 512 * 32768, None, 0),
+    "gelu": ("JVP of gelu of a linear layer, 2048 x 1536 x 6144", "examples/gelu_linear.pf", None, "x,w", "M=2048,K=1536,N=6144", 3 * 2 * 2048 * 1536 * 6144, None, 0),
+    "norm": ("JVP of norm and modulation, 8192 x 1536", "examples/norm_modulate.pf", None, "x", "B=2,N=4096,D=1536", None, None, 0),
+}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", type=int, default=7)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--only", default=",".join(CASES))
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    results = {}
+    print(f"PyTorch {torch.__version__}, {a.threads} threads, medians of {a.runs}")
+    for name in a.only.split(","):
+        what, file, function, jvp, dims, flops, peer, peer_runs = CASES[name]
+        gemm = [sgemm()]
+        first = ours(file, function, jvp, dims, a.runs, a.threads)
+        gemm.append(sgemm())
+        theirs = median_seconds(peer(), peer_runs) if peer else None
+        gemm.append(sgemm())
+        second = ours(file, function, jvp, dims, a.runs, a.threads)
+        gemm.append(sgemm())
+        seconds = statistics.median([first["seconds"], second["seconds"]])
+        r = {"what": what, "seconds": seconds, "peer_seconds": theirs, "sgemm_gflops": gemm, "generation_seconds": first["generation_seconds"], "peak_extra_bytes": first["peak_extra_bytes"]}
+        line = f"{name:<10} {what}: {seconds * 1e3:8.1f} ms"
+        if flops:
+            r["gflops"] = flops / seconds / 1e9
+            r["of_sgemm"] = r["gflops"] / statistics.median(gemm)
+            line += f", {r['gflops']:6.1f} GFLOP/s = {100 * r['of_sgemm']:3.0f} % of SGEMM ({min(gemm):.0f}..{max(gemm):.0f})"
+        else:
+            copy = max(first["copy_bandwidth"], second["copy_bandwidth"])
+            r["of_copy"] = first["bytes"] / seconds / copy
+            line += f", {first['bytes'] / seconds / 1e9:5.1f} GB/s = {100 * r['of_copy']:3.0f} % of copy ({copy / 1e9:.1f})"
+        if theirs:
+            line += f"; PyTorch {theirs * 1e3:.1f} ms, {theirs / seconds:.2f}x"
+        print(line, flush=True)
+        results[name] = r
+    if a.json:
+        a.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
