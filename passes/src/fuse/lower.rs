@@ -574,8 +574,22 @@ impl<'a> Lower<'a> {
             Prim::Elementwise(Elementwise::Convert(d)) if d.is_float() && self.ty(e.args[0]).dtype.is_float() && d.bytes() >= 4 => self.value(e.args[0]),
             Prim::Elementwise(Elementwise::Select) => self.select(e, inside),
             Prim::Elementwise(op) => {
-                if let Some((sum, terms)) = self.terms(v).filter(|t| t.1.len() > 1) {
-                    return self.dot(vec![], &sum, &terms, axes, inside);
+                // Carried sums are values already; what else adds up products is one dot.
+                let carried = |l: &Lower| l.leaves(v).is_some_and(|leaves| leaves.iter().any(|x| l.k.stats.contains_key(x)));
+                if let Some((sum, mut terms)) = self.terms(v).filter(|_| !carried(self)) {
+                    // Matrix units round operands: a number that all terms share multiplies the sum there, not an operand.
+                    let shared = terms[0].scale.filter(|s| self.rounds() && terms.iter().all(|t| t.scale == Some(*s)));
+                    if shared.is_some() {
+                        terms.iter_mut().for_each(|t| t.scale = None);
+                    }
+                    let dot = self.dot(vec![], &sum, &terms, axes, inside)?;
+                    return match shared {
+                        Some(s) => {
+                            let s = self.value(s)?;
+                            Ok(self.map(Elementwise::Mul, &[s, dot], inside))
+                        }
+                        None => Ok(dot),
+                    };
                 }
                 let mut args = vec![];
                 for a in &e.args {
@@ -631,16 +645,16 @@ impl<'a> Lower<'a> {
         let mut pairs = vec![];
         for t in terms {
             let (mut a, mut b) = (self.value(t.a)?, self.value(t.b)?);
-            // The sign and the number go to the operand that varies, or else to the first.
-            if let Some(s) = t.scale {
-                let s = self.value(s)?;
-                let at_inside = self.varies(t.a);
-                a = self.map(Elementwise::Mul, &[s, a], at_inside);
-            }
-            if t.negative {
-                let at_inside = self.varies(t.a);
-                a = self.map(Elementwise::Neg, &[a], at_inside);
-            }
+            // The sign and the number go to an operand that is computed anyway; or else to one that stays through the loop.
+            let computed = |l: &Lower, v: Var| l.p.read(v).is_none();
+            let first = match (computed(self, t.a), computed(self, t.b)) {
+                (true, false) => true,
+                (false, true) => false,
+                _ => !self.varies(t.a) || self.varies(t.b),
+            };
+            let at_inside = self.varies(if first { t.a } else { t.b });
+            let operand = if first { &mut a } else { &mut b };
+            *operand = self.scaled(*operand, t, at_inside)?;
             // A broadcast operand has fewer axes than its type: give both the summed ones.
             for v in [&mut a, &mut b] {
                 let missing: Vec<AxisId> = sum_ids.iter().copied().filter(|i| !self.program.value(*v).axes.contains(i)).collect();
@@ -692,6 +706,11 @@ impl<'a> Lower<'a> {
             out.push(c);
         }
         Ok(Some(out))
+    }
+
+    /// Whether operands of dots are rounded.
+    fn rounds(&self) -> bool {
+        self.program.operands != self.program.compute
     }
 
     /// The carried value `v` after the tile.
