@@ -2,4 +2,5 @@
 //! in f64. Nothing here links LLVM.
 
 mod kernels;
+mod renaming;
 mod support;
