@@ -2,5 +2,6 @@
 //! in f64. Nothing here links LLVM.
 
 mod kernels;
+mod random;
 mod renaming;
 mod support;

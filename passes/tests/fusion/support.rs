@@ -124,6 +124,25 @@ pub fn error(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings) ->
     f.results.iter().zip(&want).map(|(r, w)| relative_error(&got[&r.name], w)).fold(0.0, f64::max)
 }
 
+/// The largest error of the block programs against `reference`, in units of what rounding explains: the result's largest element
+/// plus a thousandth of the largest intermediate value, since a sum that cancels is only as exact as its terms. Infinities
+/// must be equal.
+pub fn error_of_terms(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings) -> f64 {
+    let largest = |t: &Tensor| t.to_f64().into_iter().filter(|x| x.is_finite()).fold(0.0, |a, x| x.abs().max(a));
+    let all = ir::reference::evaluate_all(f, inputs, dims).unwrap();
+    let terms = all.iter().flatten().map(largest).fold(0.0, f64::max);
+    let got = execute(f, fused, inputs, dims);
+    let mut worst = 0f64;
+    for r in &f.results {
+        let want = all[r.var.index()].as_ref().unwrap();
+        for (g, w) in got[&r.name].to_f64().into_iter().zip(want.to_f64()) {
+            let e = if g == w { 0.0 } else if g.is_finite() && w.is_finite() { (g - w).abs() / (largest(want) + terms * 1e-3) } else { f64::INFINITY };
+            worst = worst.max(e);
+        }
+    }
+    worst
+}
+
 /// Axis names of every value that each loop of `p` carries, sorted: `["I", "I", "I E"]`.
 pub fn carried(p: &Program) -> Vec<Vec<String>> {
     let axes = |v: ir::tile::ValueId| p.value(v).axes.iter().map(|a| &*p.axis(*a).name).collect::<Vec<_>>().join(" ");
