@@ -619,7 +619,7 @@ impl<'a> Lower<'a> {
                     if shared.is_some() {
                         terms.iter_mut().for_each(|t| t.scale = None);
                     }
-                    let dot = self.dot(vec![], &sum, &terms, axes, inside)?;
+                    let dot = self.dot(vec![], &sum, &terms, axes, None, inside)?;
                     return match shared {
                         Some(s) => {
                             let s = self.value(s)?;
@@ -639,7 +639,7 @@ impl<'a> Lower<'a> {
                 Ok(self.map(op, &args, inside))
             }
             Prim::Contract(over) => match self.terms(v) {
-                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, inside),
+                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, None, inside),
                 None => {
                     let (a, b) = (self.value(e.args[0])?, self.value(e.args[1])?);
                     let product = self.map(Elementwise::Mul, &[a, b], inside);
@@ -677,11 +677,16 @@ impl<'a> Lower<'a> {
         }
         a
     }
-    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, inside: bool) -> Result<ValueId, Error> {
+    /// A dot of `terms`; in those that `centred` names by number, its value stands for its operand.
+    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, centred: Option<(Var, ValueId, BTreeSet<usize>)>, inside: bool) -> Result<ValueId, Error> {
         let sum_ids = self.tile_axes(sum.iter());
         let mut pairs = vec![];
-        for t in terms {
-            let (mut a, mut b) = (self.value(t.a)?, self.value(t.b)?);
+        for (i, t) in terms.iter().enumerate() {
+            let operand = |l: &mut Self, v: Var| match &centred {
+                Some((of, by, at)) if *of == v && at.contains(&i) => Ok(*by),
+                _ => l.value(v),
+            };
+            let (mut a, mut b) = (operand(self, t.a)?, operand(self, t.b)?);
             // The sign and the number go to an operand that is computed anyway; or else to one that stays through the loop.
             let computed = |l: &Lower, v: Var| l.p.read(v).is_none();
             let first = match (computed(self, t.a), computed(self, t.b)) {
@@ -758,7 +763,7 @@ impl<'a> Lower<'a> {
         if let Some((sum, terms)) = self.terms(v) {
             let axes = self.tile_axes(self.ty(v).axes.iter().map(|a| &a.name));
             let mut init: Vec<Vec<ValueId>> = vec![std::iter::once(old).chain(correction).collect()];
-            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, true) };
+            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, None, true) };
             // The centre before and after the tile, and the shift between them.
             let before = self.quotient(self.before[&c.row], self.before[&c.sum], true);
             let (row, total) = (self.value(c.row)?, self.value(c.sum)?);
@@ -775,14 +780,9 @@ impl<'a> Lower<'a> {
             let (w, tangent) = (self.value(c.weight)?, self.value(c.tangent)?);
             let centred = self.map(Elementwise::Sub, &[tangent, after], true);
             let centred = self.map(Elementwise::Mul, &[w, centred], true);
-            // In this dot only, the product is the centred one.
-            let plain = self.known_inside.insert(c.product, centred);
-            let d = self.dot(init, &sum, &terms, axes, true);
-            match plain {
-                Some(p) => self.known_inside.insert(c.product, p),
-                None => self.known_inside.remove(&c.product),
-            };
-            return d;
+            // Only where the shift is made up for: another term of this dot may have the product, and no slope.
+            let at = c.slopes.iter().map(|(i, _)| *i).collect();
+            return self.dot(init, &sum, &terms, axes, Some((c.product, centred, at)), true);
         }
         let (body, over) = match &e.op {
             Prim::Reduce(_, over) => (self.value(e.args[0])?, over.clone()),

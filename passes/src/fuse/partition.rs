@@ -398,7 +398,8 @@ impl Partition<'_> {
                 (_, Law::Invariant | Law::Zero) => (Powers::new(), None),
                 (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) => (p, None),
                 (_, Law::Opaque(v)) => (Powers::new(), Some(v)),
-                _ => (Powers::new(), Some(e.args[0])),
+                // A power above zero, or a maximum of what scales: the operand that moves is in the way.
+                _ => (Powers::new(), e.args.iter().copied().find(|a| laws.of(*a) != Law::Invariant).or(Some(e.args[0]))),
             };
             pass += usize::from(refused.is_some());
             stats.insert(e.out, Stat { pass, powers, kind, refused });

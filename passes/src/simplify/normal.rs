@@ -214,6 +214,16 @@ impl Table {
         }
         out
     }
+    /// Whether the term `t` of a parenthesis under `Σ_over` lets a factor out: one that itself needs a pass over S. Anything else
+    /// may stay inside, where it costs no sum of its own. `weighted` says whether an exp stands beside the parenthesis.
+    fn frees(&self, t: &Monomial, over: &[Name], weighted: bool) -> bool {
+        let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
+        let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
+        (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a)) || t.factors.iter().any(|((a, side), n)| match &self.atoms[*a].atom {
+            Atom::Parenthesis(terms) if *side == Side::Above && *n == 1 && self.depends(*a, over) => terms.iter().any(|t| self.frees(t, over, weighted)),
+            _ => false,
+        })
+    }
     /// `m` with one parenthesis opened as far as that lets factors out of `Σ_over`; `None` if none does.
     fn opened(&mut self, m: &Monomial, over: &[Name], dtype: DType) -> Option<Vec<Monomial>> {
         for (key, n) in &m.factors {
@@ -225,12 +235,7 @@ impl Table {
             let weighted = m.factors.keys().any(|(a, s)| {
                 *s == Side::Above && self.depends(*a, over) && matches!(self.atoms[*a].atom, Atom::Op(Prim::Elementwise(Elementwise::Exp), _))
             });
-            // Only a factor that itself needs a pass over S: anything else may stay inside, where it costs no sum of its own.
-            let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
-            let frees = |t: &Monomial| {
-                let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
-                (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a))
-            };
+            let frees = |t: &Monomial| self.frees(t, over, weighted);
             let (out, rest): (Vec<Monomial>, Vec<Monomial>) = terms.iter().cloned().partition(frees);
             if out.is_empty() {
                 continue;
