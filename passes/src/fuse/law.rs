@@ -3,7 +3,7 @@
 //! | law | when the maximum m moves by Δ ≥ 0 | from |
 //! |---|---|---|
 //! | `Invariant` | unchanged | inputs, constants, complete statistics |
-//! | `Shift(k)` | moves by k·Δ | the maximum itself; sums and differences of shifts |
+//! | `Shift(k)` | moves by k·Δ | the maximum itself; sums, differences and whole multiples of shifts |
 //! | `Scale(k)` | is multiplied by exp(k·Δ) | exp of a shift; products and quotients of scales; sums of equal scales |
 //! | `Opaque` | unknown | everything else |
 //!
@@ -53,6 +53,12 @@ fn combine(a: &Powers, b: &Powers, sign: i32) -> Powers {
     p
 }
 
+/// `by` times a shift.
+fn times(p: &Powers, by: Option<i32>) -> Law {
+    let by = by.unwrap_or(1);
+    Law::Shift(p.iter().map(|(v, k)| (*v, k * by)).filter(|(_, k)| *k != 0).collect())
+}
+
 impl<'a> Laws<'a> {
     /// No statistic yet.
     pub fn new(f: &'a Function, stop: &'a dyn Fn(Var) -> bool) -> Laws<'a> {
@@ -71,6 +77,13 @@ impl<'a> Laws<'a> {
         let l = self.derive(v);
         self.known.insert(v, l.clone());
         l
+    }
+    /// `v` as a whole number.
+    fn whole(&self, v: Var) -> Option<i32> {
+        match self.definitions[v.index()].map(|i| &self.f.eqns[i].op) {
+            Some(Prim::Constant(c)) if c.value.fract() == 0.0 && c.value.abs() <= 64.0 => Some(c.value as i32),
+            _ => None,
+        }
     }
     fn derive(&mut self, v: Var) -> Law {
         match self.running.get(&v) {
@@ -106,6 +119,8 @@ impl<'a> Laws<'a> {
             (Prim::Elementwise(Sub), [Invariant, Shift(a)]) => Shift(combine(&Powers::new(), a, -1)),
             (Prim::Elementwise(Add | Sub), [Scale(a), Scale(b)]) if a == b => Scale(a.clone()),
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Zero, _] | [_, Zero]) => Zero,
+            (Prim::Elementwise(Mul), [Shift(p), Invariant]) if self.whole(args[1]).is_some() => times(p, self.whole(args[1])),
+            (Prim::Elementwise(Mul), [Invariant, Shift(p)]) if self.whole(args[0]).is_some() => times(p, self.whole(args[0])),
             (Prim::Elementwise(Div), [Zero, _]) => Zero,
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Scale(a), Scale(b)]) => Scale(combine(a, b, 1)),
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Scale(a), Invariant] | [Invariant, Scale(a)]) => Scale(a.clone()),
