@@ -120,8 +120,8 @@ fn difference(f: &Function, change: &dyn Fn(&Function) -> Result<Function, ir::d
 const NEEDS: [(Condition, &str, f64); 5] = [
     (Condition::HoistFree, "fn f(a: f64[I], x: f64[I,J]) -> (y: f64[I]) { y = reduce_sum(a * x, j) }", 0.0),
     (Condition::CountAbsent, "fn f(a: f64[I], x: f64[I,J]) -> (y: f64[I]) { y = reduce_sum(broadcast(a, [J]) + x, j) }", 0.0),
-    (Condition::OpenAbove, "fn f(a: f64[I], x: f64[I,J], z: f64[I,J]) -> (y: f64[I]) { y = reduce_sum(z / (a * x + z * z), j) }", 0.0),
-    (Condition::OpenOnce, "fn f(a: f64[I], x: f64[I,J], z: f64[I,J]) -> (y: f64[I]) { s = a * x + z  y = reduce_sum(s * s * z, j) }", 0.0),
+    (Condition::OpenAbove, "fn f(x: f64[I,J], z: f64[I,J]) -> (y: f64[I]) { m = reduce_sum(x * x, j)  y = reduce_sum(z / (m * x + z * z), j) }", 0.0),
+    (Condition::OpenOnce, "fn f(x: f64[I,J], z: f64[I,J]) -> (y: f64[I]) { m = reduce_sum(x * x, j)  s = m * x + z  y = reduce_sum(s * s * z, j) }", 0.0),
     (Condition::CentreWeighted, "fn f(x: f64[I,J]) -> (y: f64[I]) { m = mean(x, j)  d = x - m  y = reduce_sum(d * exp(m - m) * x, j) }", 1e7),
 ];
 
