@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
     let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, ..Options::default() };
-    let n = passes::simplify::normalize(f).map_err(|e| e.to_string())?;
+    let n = passes::simplify::simplify(f).map_err(|e| e.to_string())?.function;
     crate::input::verify(&n, "simplify")?;
     fuse(&n, &options).map_err(|e| e.to_string())
 }

@@ -65,10 +65,31 @@ struct AtomInfo {
     reduced: BTreeSet<Name>,
 }
 
+/// A side condition of the directed rules: what their truth needs. Tests drop each, and demand that a law fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// hoist: the factor has no axis of the sum.
+    HoistFree,
+    /// hoist: an axis that the body lacks counts as often as it is long.
+    CountAbsent,
+    /// open: the parenthesis stands above the line.
+    OpenAbove,
+    /// open: the parenthesis stands there once.
+    OpenOnce,
+    /// centre: an exp is among the factors, so that `fuse::center` repairs the loss.
+    CentreWeighted,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Condition; 5] = [Condition::HoistFree, Condition::CountAbsent, Condition::OpenAbove, Condition::OpenOnce, Condition::CentreWeighted];
+}
+
 #[derive(Default)]
 struct Table {
     atoms: Vec<AtomInfo>,
     known: HashMap<String, AtomId>,
+    dropped: Option<Condition>,
 }
 
 fn constant(c: f64) -> Sum {
@@ -122,6 +143,10 @@ impl Table {
         self.atoms.push(AtomInfo { atom, dtype, axes, data, reduced });
         self.known.insert(key, self.atoms.len() - 1);
         self.atoms.len() - 1
+    }
+    /// `holds`, unless the condition is dropped.
+    fn when(&self, c: Condition, holds: bool) -> bool {
+        holds || self.dropped == Some(c)
     }
     fn has_data(&self, m: &Monomial) -> bool {
         m.factors.keys().any(|(a, _)| self.atoms[*a].data)
@@ -195,12 +220,13 @@ impl Table {
                 open.extend(terms);
                 continue;
             }
-            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| self.depends(*a, &names));
+            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| !self.when(Condition::HoistFree, !self.depends(*a, &names)));
             let mut result = Monomial { coef: m.coef, factors: outside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let body = Monomial { coef: 1.0, factors: inside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let axes = self.axes(&body);
             // An axis that the body does not have counts as often as it is long.
-            for a in over.iter().filter(|a| !axes.iter().any(|x| x.name == a.name)) {
+            let absent: Vec<&Axis> = over.iter().filter(|a| !self.when(Condition::CountAbsent, axes.iter().any(|x| x.name == a.name))).collect();
+            for a in absent {
                 let id = self.intern(Atom::Op(Prim::Size(a.size.clone(), dtype), vec![]), dtype, vec![]);
                 result = times(&result, &Monomial { coef: 1.0, factors: [((id, Side::Above), 1)].into() });
             }
@@ -229,10 +255,10 @@ impl Table {
         for (key, n) in &m.factors {
             let (id, side) = *key;
             let Atom::Parenthesis(terms) = &self.atoms[id].atom else { continue };
-            if side == Side::Below || *n != 1 || !self.depends(id, over) {
+            if !self.when(Condition::OpenAbove, side == Side::Above) || !self.when(Condition::OpenOnce, *n == 1) || !self.depends(id, over) {
                 continue;
             }
-            let weighted = m.factors.keys().any(|(a, s)| {
+            let weighted = self.dropped == Some(Condition::CentreWeighted) || m.factors.keys().any(|(a, s)| {
                 *s == Side::Above && self.depends(*a, over) && matches!(self.atoms[*a].atom, Atom::Op(Prim::Elementwise(Elementwise::Exp), _))
             });
             let frees = |t: &Monomial| self.frees(t, over, weighted);
@@ -258,7 +284,15 @@ impl Table {
 /// # Errors
 /// Those of the builder, which mean a bug here.
 pub fn normalize(f: &Function) -> Result<Function, Error> {
-    let mut table = Table::default();
+    normalize_without(f, None)
+}
+
+/// The same with one side condition dropped: wrong on purpose, for tests of the laws.
+///
+/// # Errors
+/// Those of [`normalize`].
+pub fn normalize_without(f: &Function, dropped: Option<Condition>) -> Result<Function, Error> {
+    let mut table = Table { dropped, ..Table::default() };
     let mut values: Vec<Sum> = vec![vec![]; f.vars.len()];
     for p in &f.params {
         let ty = f.ty(p.var);
