@@ -287,7 +287,7 @@ impl<'a> Lower<'a> {
         }
         let e = self.eqn(v)?;
         let Prim::Elementwise(op) = &e.op else { return None };
-        let single = |a: Var| self.p.users[a.index()] == 1;
+        let single = |a: Var| self.p.users[a.index()] == 1 && !self.k.stores.iter().any(|s| s.1 == a);
         let follow = |a: Var| if single(a) { self.leaves(a) } else { None };
         match op {
             Elementwise::Neg => follow(e.args[0]),
@@ -373,7 +373,9 @@ impl<'a> Lower<'a> {
     }
     /// Finds sums over x, of products or of values, that are only used added up: they share an accumulator.
     fn merge(&mut self) {
-        for e in self.p.f.eqns.iter().rev() {
+        // Of this kernel only: what another one adds up is stored by this one.
+        let reach = self.reachable();
+        for e in self.p.f.eqns.iter().rev().filter(|e| reach.contains(&e.out)) {
             if self.absorbed.contains(&e.out) || matches!(e.op, Prim::Contract(_)) || !matches!(e.op, Prim::Elementwise(_)) || self.p.read(e.out).is_some() {
                 continue;
             }

@@ -255,8 +255,16 @@ impl Partition<'_> {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
         let mut parallel = parallel.unwrap_or_default();
-        // What is reduced has to be there whole, in every instance.
-        reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().for_each(|n| { parallel.remove(&n); });
+        // What is reduced has to be there whole, in every instance: for scores along what stays parallel that is no loss; anything
+        // else would be repeated, and is stored.
+        let taken: BTreeSet<Name> = reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().filter(|n| parallel.contains(n)).collect();
+        parallel.retain(|n| !taken.contains(n));
+        let over_taken = inner.iter().copied().filter(|r| reduced(&f.eqns[*r]).is_some_and(|a| a.iter().any(|n| taken.contains(n))));
+        let repeated: Vec<Var> = over_taken.map(|r| f.eqns[r].out).filter(|v| parallel.is_empty() || !parallel.iter().all(|n| f.ty(*v).has(n))).collect();
+        if !repeated.is_empty() {
+            let axes: Vec<&str> = taken.iter().map(|n| &**n).collect();
+            return Err(Why::Cut(repeated, format!("it is reduced over {}, which the instances of a kernel share", axes.join(", "))));
+        }
         // Everything else stands in tiles whole.
         let mut whole: Vec<(Axis, i64)> = vec![];
         let values = closure.iter().flat_map(|i| f.eqns[*i].args.iter().chain([&f.eqns[*i].out])).copied().chain(stores.iter().map(|s| s.1));
