@@ -6,35 +6,43 @@ use passes::fuse::{Fused, Options};
 
 const TILES: [(usize, usize, usize); 3] = [(16, 4, 16), (3, 2, 5), (64, 8, 128)];
 
-/// Fuses `g` at several tile sizes and compares each with `reference`; the first one is returned.
-fn right(g: &Function, sizes: &str, change: impl Fn(&mut Options)) -> Fused {
+/// Fuses the normal form of `g`, and the form that the e-graph takes, at several tile sizes, and compares each with `reference`.
+/// The normal form's programs and those of the e-graph's form are returned.
+fn both(g: &Function, sizes: &str, change: impl Fn(&mut Options)) -> [Fused; 2] {
     let d = dims(sizes);
     let inputs = Random(7).inputs(g, &d);
-    let mut first = None;
-    for (lanes, rows, stream) in TILES {
-        let mut o = options(&d, lanes, rows, stream);
-        change(&mut o);
-        let f = fused(g, &o);
-        let e = error(g, &f, &inputs, &d);
-        let show = || f.programs.iter().map(ToString::to_string).collect::<String>();
-        assert!(e < 1e-11, "{} is off by {e:e} at tiles {lanes} {rows} {stream}\n{}", g.name, show());
-        first.get_or_insert(f);
-    }
-    first.unwrap()
+    [("normal form", simplified(g)), ("e-graph", cheapest(g))].map(|(form, n)| {
+        let mut first: Option<Fused> = None;
+        for (lanes, rows, stream) in TILES {
+            let mut o = options(&d, lanes, rows, stream);
+            change(&mut o);
+            let f = fused_as_it_is(&n, &o);
+            let e = error(g, &f, &inputs, &d);
+            let show = || f.programs.iter().map(ToString::to_string).collect::<String>();
+            assert!(e < 1e-11, "{} ({form}) is off by {e:e} at tiles {lanes} {rows} {stream}\n{}", g.name, show());
+            first.get_or_insert(f);
+        }
+        first.unwrap()
+    })
+}
+
+/// The normal form's.
+fn right(g: &Function, sizes: &str, change: impl Fn(&mut Options)) -> Fused {
+    let [normal, _] = both(g, sizes, change);
+    normal
 }
 
 /// One kernel with one loop that carries `narrow` values a row and `wide` ones, and has `dots` contractions.
-fn one_pass(g: &Function, sizes: &str, (narrow, wide, dots): (usize, usize, usize)) -> Fused {
-    let f = right(g, sizes, |_| {});
-    let show = || format!("{}\n{}", f.notes.join("\n"), f.programs.iter().map(ToString::to_string).collect::<String>());
-    assert_eq!(f.programs.len(), 1, "{}: kernels\n{}", g.name, show());
-    let loops = carried(&f.programs[0]);
-    assert_eq!(loops.len(), 1, "{}: passes\n{}", g.name, show());
-    let is_wide = |c: &&String| c.contains(' ');
-    let n = loops[0].iter().filter(is_wide).count();
-    assert_eq!((loops[0].len() - n, n, dot_terms(&f.programs[0])), (narrow, wide, dots), "{}: accumulators and contractions\n{}", g.name, show());
-    assert!(f.notes.is_empty(), "{}: {}", g.name, show());
-    f
+fn one_pass(g: &Function, sizes: &str, (narrow, wide, dots): (usize, usize, usize)) {
+    for f in both(g, sizes, |_| {}) {
+        let show = || format!("{}\n{}", f.notes.join("\n"), f.programs.iter().map(ToString::to_string).collect::<String>());
+        assert_eq!(f.programs.len(), 1, "{}: kernels\n{}", g.name, show());
+        let loops = carried(&f.programs[0]);
+        assert_eq!(loops.len(), 1, "{}: passes\n{}", g.name, show());
+        let n = loops[0].iter().filter(|c| c.contains(' ')).count();
+        assert_eq!((loops[0].len() - n, n, dot_terms(&f.programs[0])), (narrow, wide, dots), "{}: accumulators and contractions\n{}", g.name, show());
+        assert!(f.notes.is_empty(), "{}: {}", g.name, show());
+    }
 }
 
 const SIZES: &str = "B=2,H=4,G=2,I=7,J=13,D=4,E=6";
