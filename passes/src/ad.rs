@@ -3,4 +3,4 @@
 pub mod activity;
 pub mod jvp;
 
-pub use jvp::jvp;
+pub use jvp::{Bend, jvp, jvp_with};
