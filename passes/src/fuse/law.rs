@@ -11,6 +11,7 @@
 //! `acc ← acc·exp(−|k|Δ) + Σ_tile body(m_new)` is exact and its factor never exceeds 1, so nothing overflows. The online softmax
 //! (Milakov and Gimelshein 2018; Dao et al. 2022) is the case k = −1.
 
+use ir::dim::Name;
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Prim};
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +52,11 @@ fn combine(a: &Powers, b: &Powers, sign: i32) -> Powers {
     }
     p.retain(|_, k| *k != 0);
     p
+}
+
+/// Whether one of the maxima has one of the axes `over`.
+pub fn spread(f: &Function, powers: &Powers, over: &[Name]) -> bool {
+    powers.keys().any(|m| over.iter().any(|n| f.ty(*m).has(n)))
 }
 
 /// `by` times a shift.
@@ -104,6 +110,12 @@ impl<'a> Laws<'a> {
         use Elementwise::*;
         use Law::*;
         let opaque = Opaque(v);
+        // A maximum that has a summed axis moves each term by another factor.
+        if let Prim::Reduce(_, over) | Prim::Contract(over) = &op {
+            if laws.iter().any(|l| matches!(l, Scale(p) if spread(self.f, p, over))) {
+                return opaque;
+            }
+        }
         match (&op, laws.as_slice()) {
             (Prim::Constant(c), _) if c.value == 0.0 => Zero,
             (Prim::StopGradient | Prim::Elementwise(Convert(_)), [l]) => l.clone(),

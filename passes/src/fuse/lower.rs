@@ -534,7 +534,8 @@ impl<'a> Lower<'a> {
             .collect();
         let mut found = BTreeMap::new();
         for (row, product) in &rows {
-            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul)) else { continue };
+            // A product that is read is no product here: what made it belongs to another kernel.
+            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul) && self.p.read(*product).is_none()) else { continue };
             for (weight, tangent) in [(e.args[0], e.args[1]), (e.args[1], e.args[0])] {
                 let Some((sum, _)) = rows.iter().find(|(v, body)| *body == weight && powers(*v) == powers(*row)) else { continue };
                 if !self.eqn(weight).is_some_and(|e| e.op == Prim::Elementwise(Elementwise::Exp)) {
@@ -706,6 +707,13 @@ impl<'a> Lower<'a> {
                     let one = self.push(Op::Const(1.0), c, missing, None, inside);
                     *v = self.map(Elementwise::Mul, &[*v, one], inside);
                 }
+            }
+            // Nor may the result lose an axis along which both are constant.
+            let lost: Vec<AxisId> = axes.iter().copied().filter(|i| ![a, b].iter().any(|v| self.program.value(*v).axes.contains(i))).collect();
+            if !lost.is_empty() {
+                let c = self.program.compute;
+                let one = self.push(Op::Const(1.0), c, lost, None, inside);
+                b = self.map(Elementwise::Mul, &[b, one], inside);
             }
             pairs.push((a, b));
         }

@@ -26,6 +26,7 @@ struct Recipe {
     tiles: (usize, usize, usize),
     sizes: (usize, usize, usize, usize),
     center: bool,
+    resident: bool,
     seed: u64,
 }
 
@@ -112,9 +113,9 @@ impl Recipe {
 
 fn recipe() -> impl Strategy<Value = Recipe> {
     let program = (0..DOTS.len(), prop::collection::vec(0..STEPS.len(), 0..4), 0..MASKS.len(), 0..WEIGHTS.len(), prop::collection::vec(0..SUMS.len(), 1..4));
-    let machine = ((1usize..20, 1usize..6, 1usize..20), (1usize..8, 1usize..24, 1usize..6, 1usize..6), any::<bool>(), any::<u64>());
-    (program, 0..WRT.len(), 0usize..3, machine).prop_map(|((dot, steps, mask, weights, sums), wrt, order, (tiles, sizes, center, seed))| Recipe {
-        dot, steps, mask, weights, sums, wrt, order, tiles, sizes, center, seed,
+    let machine = ((1usize..20, 1usize..6, 1usize..20), (1usize..8, 1usize..24, 1usize..6, 1usize..6), any::<(bool, bool)>(), any::<u64>());
+    (program, 0..WRT.len(), 0usize..3, machine).prop_map(|((dot, steps, mask, weights, sums), wrt, order, (tiles, sizes, (center, resident), seed))| Recipe {
+        dot, steps, mask, weights, sums, wrt, order, tiles, sizes, center, resident, seed,
     })
 }
 
@@ -160,7 +161,7 @@ fn drawn_programs_stream_or_say_why_and_are_right() {
         let (rows, long, d, e) = r.sizes;
         let sizes = dims(&format!("N={rows},J={long},D={d},E={e}"));
         let (lanes, rows, stream) = r.tiles;
-        let o = Options { center: r.center, ..options(&sizes, lanes, rows, stream) };
+        let o = Options { center: r.center, resident: if r.resident { 8192 } else { 0 }, ..options(&sizes, lanes, rows, stream) };
         let fused = passes::fuse::fuse(&n, &o).map_err(|e| fail(format!("{e}\n{}", ir::text::print_function(&n))))?;
         let show = || format!("{text}{}\n{}", fused.notes.join("\n"), fused.programs.iter().map(ToString::to_string).collect::<String>());
         for p in &fused.programs {
