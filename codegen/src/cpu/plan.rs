@@ -7,6 +7,8 @@
 
 #![allow(missing_docs)] // fields say what they are
 
+mod sink;
+
 use crate::Error;
 use crate::target::{Micro, Target};
 use ir::dim::Dim;
@@ -133,6 +135,8 @@ pub struct Plan<'p> {
     pub values: Vec<Value>,
     /// Lanes of a vector.
     pub vl: usize,
+    /// Bytes of the last-level cache.
+    pub llc: usize,
     pub micro: Micro,
     pub lanes: Option<AxisId>,
     /// Whether the lane axis is cut into panels.
@@ -192,6 +196,7 @@ impl<'p> Plan<'p> {
             p,
             values: vec![],
             vl,
+            llc: target.llc,
             micro,
             lanes,
             panels,
@@ -676,6 +681,7 @@ impl<'p> Plan<'p> {
                 }
             };
         }
+        self.sink(&mut groups, carries);
         let groups = self.lanes_last(groups);
         // Carried values: the new one takes the old one's place if nothing reads the old one afterwards; else it is copied.
         for (inside, next) in carries {

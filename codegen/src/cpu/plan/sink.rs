@@ -1,0 +1,98 @@
+//! What is made again instead of kept: a value that several nests over one row use goes through scratch memory, which costs a
+//! store and loads of a whole row each. Loading the row from its buffer again, or a sum or product more, costs less
+//! (rematerialization: Briggs, Cooper, Torczon 1992, here between loops instead of registers).
+
+use super::*;
+use ir::tile::Access;
+
+/// Operations that are done again in another nest, at most, to save a row of scratch memory.
+const AGAIN: usize = 2;
+
+impl Plan<'_> {
+    /// Moves or copies items into the nests that use them, the last ones first, so that whole chains move.
+    pub(super) fn sink(&self, groups: &mut Vec<Group>, carries: &[(V, V)]) {
+        if self.panels {
+            return;
+        }
+        let carried: BTreeSet<V> = carries.iter().flat_map(|(a, b)| [*a, *b]).collect();
+        for g in (0..groups.len()).rev() {
+            let Work::Nest(nest) = &groups[g].work else { continue };
+            if nest.vec.is_none() {
+                continue;
+            }
+            for v in nest.items.iter().rev().filter_map(|i| i.out).collect::<Vec<V>>() {
+                if carried.contains(&v) || !self.values[v].vec.is_some_and(|a| nest_of(&groups[g]).is_some_and(|n| n.vec == Some(a))) {
+                    continue;
+                }
+                let users: Vec<usize> = (0..groups.len()).filter(|h| *h != g && self.reads(&groups[*h]).contains(&v)).collect();
+                if users.is_empty() || !users.iter().all(|h| self.gains(groups, g, *h, v, users.len())) {
+                    continue;
+                }
+                let Some(item) = nest_of(&groups[g]).and_then(|n| n.items.iter().find(|i| i.out == Some(v))).cloned() else { continue };
+                for h in users {
+                    if let Work::Nest(n) = &mut groups[h].work {
+                        n.items.insert(0, item.clone());
+                    }
+                }
+                if let Work::Nest(n) = &mut groups[g].work
+                    && !n.items.iter().any(|i| self.operands(i).contains(&v))
+                {
+                    n.items.retain(|i| i.out != Some(v));
+                }
+            }
+        }
+        groups.retain(|g| nest_of(g).is_none_or(|n| !n.items.is_empty()));
+    }
+
+    /// Whether making `v` of nest `g` in nest `h`, one of `users`, beats a row of scratch memory.
+    fn gains(&self, groups: &[Group], g: usize, h: usize, v: V, users: usize) -> bool {
+        let (Some(from), Some(to)) = (nest_of(&groups[g]), nest_of(&groups[h])) else { return false };
+        if h < g || from.domain != to.domain || from.vec != to.vec {
+            return false;
+        }
+        let Some(item) = from.items.iter().find(|i| i.out == Some(v)) else { return false };
+        let moves = users == 1 && !from.items.iter().any(|i| self.operands(i).contains(&v));
+        let operands = || self.operands(item).into_iter().map(|x| self.again(groups, g, h, x)).sum::<Option<usize>>();
+        match &item.node {
+            Node::Load(_) => self.again(groups, g, h, v).is_some(),
+            // Moved, it is not done twice.
+            Node::Map(..) if moves => operands().is_some_and(|n| n <= AGAIN),
+            Node::Map(..) => self.again(groups, g, h, v).is_some_and(|n| n <= AGAIN),
+            _ => false,
+        }
+    }
+
+    /// Operations that nest `h` has to do to have `v` as nest `g` has it; none if it cannot or should not.
+    fn again(&self, groups: &[Group], g: usize, h: usize, v: V) -> Option<usize> {
+        let (from, to) = (nest_of(&groups[g])?, nest_of(&groups[h])?);
+        let value = &self.values[v];
+        if value.inline.is_some() || !value.axes.iter().any(|a| to.vec == Some(*a)) {
+            return Some(0);
+        }
+        let Some(item) = from.items.iter().find(|i| i.out == Some(v)) else {
+            // In memory from an earlier nest: free if it is read there anyway.
+            let near = to.items.iter().any(|i| self.operands(i).contains(&v) || i.out == Some(v));
+            return near.then_some(0);
+        };
+        match &item.node {
+            Node::Load(view) => {
+                let plain = self.p.buffers[view.buffer.index()].access == Access::Input && to.vec.is_some_and(|a| view.stride(a).is_some_and(Dim::is_one));
+                plain.then_some(0)
+            }
+            Node::Map(op, args) if cheap(*op) => args.iter().map(|a| self.again(groups, g, h, *a)).sum::<Option<usize>>().map(|n| n + 1),
+            _ => None,
+        }
+    }
+}
+
+fn nest_of(g: &Group) -> Option<&Nest> {
+    match &g.work {
+        Work::Nest(n) => Some(n),
+        _ => None,
+    }
+}
+
+/// One instruction, or nearly.
+fn cheap(op: Elementwise) -> bool {
+    matches!(op, Elementwise::Add | Elementwise::Sub | Elementwise::Mul | Elementwise::Neg | Elementwise::Max)
+}
