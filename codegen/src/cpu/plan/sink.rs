@@ -52,34 +52,36 @@ impl Plan<'_> {
         }
         let Some(item) = from.items.iter().find(|i| i.out == Some(v)) else { return false };
         let moves = users == 1 && !from.items.iter().any(|i| self.operands(i).contains(&v));
-        let operands = || self.operands(item).into_iter().map(|x| self.again(groups, g, h, x)).sum::<Option<usize>>();
+        let operands: Option<usize> = self.operands(item).into_iter().map(|x| self.again(groups, h, x)).sum();
         match &item.node {
-            Node::Load(_) => self.again(groups, g, h, v).is_some(),
+            Node::Load(view) => self.loads_again(view, to),
             // Moved, it is not done twice.
-            Node::Map(..) if moves => operands().is_some_and(|n| n <= AGAIN),
-            Node::Map(..) => self.again(groups, g, h, v).is_some_and(|n| n <= AGAIN),
+            Node::Map(..) if moves => operands.is_some_and(|n| n <= AGAIN),
+            Node::Map(op, _) => cheap(*op) && operands.is_some_and(|n| n < AGAIN),
             _ => false,
         }
     }
 
-    /// Operations that nest `h` has to do to have `v` as nest `g` has it; none if it cannot or should not.
-    fn again(&self, groups: &[Group], g: usize, h: usize, v: V) -> Option<usize> {
-        let (from, to) = (nest_of(&groups[g])?, nest_of(&groups[h])?);
+    /// Whether a row in memory is as good as one in scratch memory.
+    fn loads_again(&self, view: &View, to: &Nest) -> bool {
+        self.p.buffers[view.buffer.index()].access == Access::Input && to.vec.is_some_and(|a| view.stride(a).is_some_and(Dim::is_one))
+    }
+
+    /// Operations that nest `h` has to do to have `v`; none if it cannot or should not.
+    fn again(&self, groups: &[Group], h: usize, v: V) -> Option<usize> {
+        let to = nest_of(&groups[h])?;
         let value = &self.values[v];
         if value.inline.is_some() || !value.axes.iter().any(|a| to.vec == Some(*a)) {
             return Some(0);
         }
-        let Some(item) = from.items.iter().find(|i| i.out == Some(v)) else {
-            // In memory from an earlier nest: free if it is read there anyway.
-            let near = to.items.iter().any(|i| self.operands(i).contains(&v) || i.out == Some(v));
-            return near.then_some(0);
-        };
-        match &item.node {
-            Node::Load(view) => {
-                let plain = self.p.buffers[view.buffer.index()].access == Access::Input && to.vec.is_some_and(|a| view.stride(a).is_some_and(Dim::is_one));
-                plain.then_some(0)
-            }
-            Node::Map(op, args) if cheap(*op) => args.iter().map(|a| self.again(groups, g, h, *a)).sum::<Option<usize>>().map(|n| n + 1),
+        if to.items.iter().any(|i| self.operands(i).contains(&v) || i.out == Some(v)) {
+            // It is there anyway, from memory or made again.
+            return Some(0);
+        }
+        let made = |g: &Group| nest_of(g).filter(|n| n.domain == to.domain && n.vec == to.vec).and_then(|n| n.items.iter().find(|i| i.out == Some(v)).cloned());
+        match groups[..h].iter().find_map(made)?.node {
+            Node::Load(view) => self.loads_again(&view, to).then_some(0),
+            Node::Map(op, args) if cheap(op) => args.iter().map(|a| self.again(groups, h, *a)).sum::<Option<usize>>().map(|n| n + 1),
             _ => None,
         }
     }
