@@ -13,7 +13,7 @@ use crate::text::{Int, Ty};
 use ir::prim::Elementwise;
 use ir::tile::AxisId;
 use ir::types::DType;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows and vectors of an accumulator tile, and where it stands.
 struct Tile<'a> {
@@ -92,7 +92,7 @@ impl Emit<'_> {
     fn dot_start(&mut self, tile: &Tile, outer: &[(AxisId, Int)], first: &Int) -> Result<Vec<String>, Error> {
         let plan = self.plan;
         let dtype = plan.values[tile.out].dtype;
-        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes };
+        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes, ahead: BTreeMap::new() };
         let mut shared = Known::at(outer.to_vec(), (0..tile.vectors).map(|j| self.t.add(&tile.lane, &Int::from(j * plan.vl))).collect());
         let mut accs = vec![];
         for i in 0..tile.rows {

@@ -10,9 +10,9 @@ use crate::Error;
 use crate::scalar;
 use crate::text::{Int, Ty};
 use ir::prim::Elementwise;
-use ir::tile::{AxisId, Constraint, LOWEST, ReduceKind};
+use ir::tile::{AxisId, Constraint, LOWEST, ReduceKind, View};
 use ir::types::DType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// One vector along the contiguous axis.
 #[derive(Clone)]
@@ -471,6 +471,9 @@ impl Emit<'_> {
                             let x = self.load(&p, d, to, None, None);
                             self.t.splat(&x, Ty::of(to, lanes))
                         } else {
+                            if let Some(v) = item.out {
+                                self.ahead(n, v, view, &p, c, chunk)?;
+                            }
                             let p = self.behind(&p, view, &chunk.offset);
                             self.load(&p, d, to, lanes, chunk.count.as_ref())
                         }
@@ -541,6 +544,22 @@ impl Emit<'_> {
         (n.vec.is_some() && value.dtype.is_float() && normal).then_some(1.0 / x)
     }
 
+    /// Fetches this nest's part of the next row of a load, from the address `row` of this one.
+    fn ahead(&mut self, n: &Nest, v: V, view: &View, row: &str, c: usize, chunk: &Chunk) -> Result<(), Error> {
+        let Some((&next, &(part, parts))) = self.plan.serial.last().zip(n.ahead.get(&v)) else { return Ok(()) };
+        let (Some(s), None, 0) = (view.stride(next), &chunk.count, c % parts) else { return Ok(()) };
+        let valid = n.vec.map_or(Int::K(0), |a| self.axes[a.index()].valid.clone());
+        let s = self.dim(s)?;
+        let start = self.t.mul(&valid, &Int::from(part));
+        let start = self.t.add(&chunk.offset, &start);
+        let start = self.t.div(&start, &Int::from(parts));
+        let q = self.behind(row, view, &s);
+        let q = self.behind(&q, view, &start);
+        let h = std::env::var("AHH").unwrap_or("2".into());
+        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = {h} : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+        Ok(())
+    }
+
     /// Where a constraint holds.
     fn holds(&mut self, n: &Nest, known: &Known, q: &Constraint, c: usize) -> Result<String, Error> {
         let lanes = self.nest_lanes(n);
@@ -603,7 +622,7 @@ impl Emit<'_> {
         }
         let Some(crossed) = crossed else { return Ok(()) };
         let value = &self.plan.values[out];
-        let nest = Nest { items: vec![item.clone()], domain: value.axes.iter().copied().collect(), reduced: None, vec: value.vec };
+        let nest = Nest { items: vec![item.clone()], domain: value.axes.iter().copied().collect(), reduced: None, vec: value.vec, ahead: BTreeMap::new() };
         self.when(&crossed, |e| e.nest(&nest))
     }
 }

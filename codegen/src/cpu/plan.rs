@@ -99,6 +99,8 @@ pub struct Nest {
     pub domain: BTreeSet<AxisId>,
     pub reduced: Option<BTreeSet<AxisId>>,
     pub vec: Option<AxisId>,
+    /// Loads whose next row is fetched meanwhile: which part of it, of how many.
+    pub ahead: BTreeMap<V, (usize, usize)>,
 }
 
 /// What a group does.
@@ -661,7 +663,7 @@ impl<'p> Plan<'p> {
                     g
                 }
                 (None, Some((domain, reduced, vec))) => {
-                    groups.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+                    groups.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec, ahead: BTreeMap::new() }), time: 0, segment: 0 });
                     groups.len() - 1
                 }
                 (_, None) => {
@@ -682,6 +684,7 @@ impl<'p> Plan<'p> {
             };
         }
         self.sink(&mut groups, carries);
+        self.fetch_ahead(&mut groups);
         let groups = self.lanes_last(groups);
         // Carried values: the new one takes the old one's place if nothing reads the old one afterwards; else it is copied.
         for (inside, next) in carries {
@@ -710,7 +713,7 @@ impl<'p> Plan<'p> {
             }
             let item = Item { out: Some(*inside), node: Node::Copy(*next) };
             if let Some((domain, reduced, vec)) = self.shape(&item) {
-                copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+                copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec, ahead: BTreeMap::new() }), time: 0, segment: 0 });
             }
         }
         let mut segments: Vec<Segment> = vec![];

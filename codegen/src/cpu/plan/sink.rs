@@ -44,6 +44,38 @@ impl Plan<'_> {
         groups.retain(|g| nest_of(g).is_none_or(|n| !n.items.is_empty()));
     }
 
+    /// Shares the next row of every load out among the nests that load it: memory then works all the time, and not only in the
+    /// first nest over a row. The nests that store are left out if there are others.
+    pub(super) fn fetch_ahead(&self, groups: &mut [Group]) {
+        let Some(next) = self.serial.last() else { return };
+        let mut nests: BTreeMap<V, Vec<usize>> = BTreeMap::new();
+        for (k, g) in groups.iter().enumerate() {
+            for item in nest_of(g).map_or(&[][..], |n| &n.items) {
+                if let (Node::Load(view), Some(v)) = (&item.node, item.out)
+                    && view.stride(*next).is_some()
+                {
+                    nests.entry(v).or_default().push(k);
+                }
+            }
+        }
+        for (v, all) in nests {
+            let stores = |k: &usize| nest_of(&groups[*k]).is_some_and(|n| n.items.iter().any(|i| matches!(i.node, Node::Store(..))));
+            let mut chosen: Vec<usize> = all.iter().copied().filter(|k| !stores(k)).collect();
+            if chosen.is_empty() || std::env::var("AH").is_ok_and(|x| x == "s") {
+                chosen = all;
+                chosen.reverse();
+                chosen.truncate(1);
+            }
+            chosen.truncate(2);
+            let parts = chosen.len();
+            for (part, k) in chosen.into_iter().enumerate() {
+                if let Work::Nest(n) = &mut groups[k].work {
+                    n.ahead.insert(v, (part, parts));
+                }
+            }
+        }
+    }
+
     /// Whether making `v` of nest `g` in nest `h`, one of `users`, beats a row of scratch memory.
     fn gains(&self, groups: &[Group], g: usize, h: usize, v: V, users: usize) -> bool {
         let (Some(from), Some(to)) = (nest_of(&groups[g]), nest_of(&groups[h])) else { return false };
