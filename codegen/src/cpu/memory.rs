@@ -272,6 +272,13 @@ impl Emit<'_> {
         self.t.at(p, memory_elem(d), elements)
     }
 
+    /// The same, where that may lie outside of the buffer.
+    pub(super) fn anywhere(&mut self, p: &str, view: &View, elements: &Int) -> String {
+        let elem = memory_elem(self.plan.p.buffers[view.buffer.index()].dtype);
+        let i = self.t.name(elements);
+        self.t.op(format_args!("llvm.getelementptr {p}[{i}] : (!llvm.ptr, i64) -> !llvm.ptr, {elem}"))
+    }
+
     /// Loads a vector (or scalar) from memory. Of a vector, only the first `count` elements are touched.
     pub(super) fn load(&mut self, p: &str, d: DType, to: DType, lanes: Option<usize>, count: Option<&Int>) -> String {
         let (Some(vl), Some(count)) = (lanes, count.filter(|c| !matches!(c, Int::K(k) if lanes.is_some_and(|n| *k >= n as i64)))) else {

@@ -544,19 +544,21 @@ impl Emit<'_> {
         (n.vec.is_some() && value.dtype.is_float() && normal).then_some(1.0 / x)
     }
 
-    /// Fetches this nest's part of the next row of a load, from the address `row` of this one.
+    /// Fetches this nest's quarters of the next row of a load into the second-level cache; `row` is where this row starts. Of the four
+    /// vectors of an iteration as many fetch one as there are quarters.
     fn ahead(&mut self, n: &Nest, v: V, view: &View, row: &str, c: usize, chunk: &Chunk) -> Result<(), Error> {
-        let Some((&next, &(part, parts))) = self.plan.serial.last().zip(n.ahead.get(&v)) else { return Ok(()) };
-        let (Some(s), None, 0) = (view.stride(next), &chunk.count, c % parts) else { return Ok(()) };
+        let Some((&next, &(first, quarters))) = self.plan.serial.last().zip(n.ahead.get(&v)) else { return Ok(()) };
+        let (Some(s), None, true) = (view.stride(next), &chunk.count, c < quarters && self.unroll(n) == 4) else { return Ok(()) };
         let valid = n.vec.map_or(Int::K(0), |a| self.axes[a.index()].valid.clone());
         let s = self.dim(s)?;
-        let start = self.t.mul(&valid, &Int::from(part));
-        let start = self.t.add(&chunk.offset, &start);
-        let start = self.t.div(&start, &Int::from(parts));
-        let q = self.behind(row, view, &s);
-        let q = self.behind(&q, view, &start);
-        let h = std::env::var("AHH").unwrap_or("2".into());
-        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = {h} : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+        let start = self.t.mul(&valid, &Int::from(first));
+        let i = self.t.mul(&chunk.offset, &Int::from(quarters));
+        let start = self.t.add(&i, &start);
+        let start = self.t.div(&start, &Int::K(4));
+        let start = self.t.add(&start, &Int::from(c * self.plan.vl - c * self.plan.vl * quarters / 4));
+        let start = self.t.add(&start, &s);
+        let q = self.anywhere(row, view, &start);
+        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = 2 : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
         Ok(())
     }
 

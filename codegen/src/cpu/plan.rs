@@ -99,7 +99,7 @@ pub struct Nest {
     pub domain: BTreeSet<AxisId>,
     pub reduced: Option<BTreeSet<AxisId>>,
     pub vec: Option<AxisId>,
-    /// Loads whose next row is fetched meanwhile: which part of it, of how many.
+    /// Loads of whose next row some quarters are fetched meanwhile: the first one, and how many.
     pub ahead: BTreeMap<V, (usize, usize)>,
 }
 

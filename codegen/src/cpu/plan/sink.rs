@@ -44,8 +44,8 @@ impl Plan<'_> {
         groups.retain(|g| nest_of(g).is_none_or(|n| !n.items.is_empty()));
     }
 
-    /// Shares the next row of every load out among the nests that load it: memory then works all the time, and not only in the
-    /// first nest over a row. The nests that store are left out if there are others.
+    /// Shares the next row of every load out among the nests that load it, in quarters. Else memory would be read in the first nest
+    /// over a row only and written in the last one only, and a core reaches its share of the bandwidth with both at once.
     pub(super) fn fetch_ahead(&self, groups: &mut [Group]) {
         let Some(next) = self.serial.last() else { return };
         let mut nests: BTreeMap<V, Vec<usize>> = BTreeMap::new();
@@ -59,19 +59,18 @@ impl Plan<'_> {
             }
         }
         for (v, all) in nests {
-            let stores = |k: &usize| nest_of(&groups[*k]).is_some_and(|n| n.items.iter().any(|i| matches!(i.node, Node::Store(..))));
-            let mut chosen: Vec<usize> = all.iter().copied().filter(|k| !stores(k)).collect();
-            if chosen.is_empty() || std::env::var("AH").is_ok_and(|x| x == "s") {
-                chosen = all;
-                chosen.reverse();
-                chosen.truncate(1);
-            }
-            chosen.truncate(2);
-            let parts = chosen.len();
-            for (part, k) in chosen.into_iter().enumerate() {
+            let shares: &[usize] = match all.len() {
+                1 => &[4],
+                2 => &[2, 2],
+                3 => &[1, 1, 2],
+                _ => &[1, 1, 1, 1],
+            };
+            let mut first = 0;
+            for (&k, &quarters) in all.iter().zip(shares) {
                 if let Work::Nest(n) = &mut groups[k].work {
-                    n.ahead.insert(v, (part, parts));
+                    n.ahead.insert(v, (first, quarters));
                 }
+                first += quarters;
             }
         }
     }
