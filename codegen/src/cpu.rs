@@ -253,6 +253,19 @@ impl Emit<'_> {
         Ok(())
     }
 
+    /// Elements of the panel's vectors that hold something.
+    fn lanes_in_use(&mut self, lane: AxisId) -> Int {
+        let (vl, width) = (Int::from(self.plan.vl), Int::from(self.plan.width));
+        match self.axes[lane.index()].valid.clone() {
+            Int::V(n) if self.plan.panels => {
+                let vectors = self.t.ceil_div(&Int::V(n), &vl);
+                let n = self.t.mul(&vectors, &vl);
+                self.t.min(&n, &width)
+            }
+            _ => width,
+        }
+    }
+
     fn segments(&mut self, body: &[Segment], panels: &Int, within: &[Constraint]) -> Result<(), Error> {
         for s in body {
             match s {

@@ -67,7 +67,8 @@ impl Emit<'_> {
                 if plan.panels && Some(a) == plan.lanes && !memory {
                     // One vector at a time, all rows of it: accumulators and row statistics stay in registers.
                     let levels = self.levels(n, false);
-                    return self.looped(&Int::K(0), &Int::from(plan.width), vl, |e, offset| {
+                    let exist = self.lanes_in_use(a);
+                    return self.looped(&Int::K(0), &exist, vl, |e, offset| {
                         known.strip = Some(vec![Chunk { offset, count: None }]);
                         e.level(n, &levels, known, vec![]).map(drop)
                     });
