@@ -151,7 +151,7 @@ fn print_table(report: &Report) {
     println!("{:<24} {:>6} {:>14} {:>7} {:>12} {:>12} {:>12}", "function", "seed", "vs difference", "order", "linearity", "interp f64", "cpu f32");
     for r in &report.rows {
         let order = r.figures.order.map_or("-".into(), |o| format!("{o:.2}"));
-        let machines: String = r.figures.machines.iter().map(|(_, o)| format!(" {:>12}", o.as_ref().map_or("refused".into(), |e| format!("{e:.2e}")))).collect();
+        let machines: String = r.figures.machines.iter().map(|(_, o)| format!(" {:>12}", o.as_ref().map_or("refused".into(), |o| format!("{:.2e}", o.error)))).collect();
         println!("{:<24} {:>6} {:>14.2e} {order:>7} {:>12.2e}{machines}{}", r.function, r.seed, r.figures.difference, r.figures.linearity, if r.faults.is_empty() { "" } else { "  BAD" });
     }
     println!("relative errors in the Frobenius norm; {}", bounds());
@@ -172,7 +172,7 @@ fn print_json(report: &Report) {
         .rows
         .iter()
         .map(|r| {
-            let error = |name: &str| r.figures.machines.iter().find(|m| m.0 == name).and_then(|m| m.1.as_ref().ok());
+            let error = |name: &str| r.figures.machines.iter().find(|m| m.0 == name).and_then(|m| m.1.as_ref().ok().map(|o| o.error));
             let refused: Vec<String> = r.figures.machines.iter().filter_map(|(m, o)| o.as_ref().err().map(|e| format!("{m}: {e}"))).collect();
             let dims: std::collections::BTreeMap<String, i64> = r.figures.sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
             json!({

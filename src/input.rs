@@ -5,6 +5,7 @@ use ir::dim::{Bindings, Dim, Name};
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Prim};
 use ir::tensor::Tensor;
+use ir::tile::Program;
 use ir::types::DType;
 use safetensors::SafeTensors;
 use std::cell::RefCell;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Which function, of which file, along which inputs.
 #[derive(clap::Args)]
 pub struct Source {
-    /// The program
+    /// The program: text, or a block program as `compile --dump all` writes it, where a command can go on from there
     pub file: PathBuf,
     /// The function; without it the file's first
     #[arg(long = "fn", value_name = "NAME")]
@@ -24,7 +25,35 @@ pub struct Source {
     pub jvp: Vec<String>,
 }
 
+/// A program from a file, at whatever stage it was written down.
+pub enum Loaded {
+    /// Equations, from text.
+    Function(Function),
+    /// Block programs, from a `.tile.json`.
+    Programs(Vec<Program>),
+}
+
 impl Source {
+    /// The file's program at its stage: block programs where its name ends in `.tile.json`, text otherwise.
+    pub fn load_any(&self) -> Result<Loaded, String> {
+        if !self.file.to_string_lossy().ends_with(".tile.json") {
+            return self.load().map(Loaded::Function);
+        }
+        let file = self.file.display();
+        if let Some(n) = &self.function {
+            return Err(format!("--fn {n}: {file} is a block program, not a file of functions"));
+        }
+        if !self.jvp.is_empty() {
+            return Err(format!("--jvp: {file} is a block program; only equations are differentiated"));
+        }
+        let text = std::fs::read_to_string(&self.file).map_err(|e| format!("cannot read {file}: {e}"))?;
+        let bad = |e: serde_json::Error| format!("{file} is no block program: {e}");
+        let programs: Vec<Program> = if text.trim_start().starts_with('[') { serde_json::from_str(&text).map_err(bad)? } else { vec![serde_json::from_str(&text).map_err(bad)?] };
+        for p in &programs {
+            ir::tile::verify::verify(p).map_err(|e| format!("{file}: {}", e.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        }
+        Ok(Loaded::Programs(programs))
+    }
     /// The function, differentiated as asked.
     pub fn load(&self) -> Result<Function, String> {
         let mut f = parse(&self.file, self.function.as_deref())?;
