@@ -56,6 +56,9 @@ impl Source {
     }
     /// The function, differentiated as asked.
     pub fn load(&self) -> Result<Function, String> {
+        if self.file.to_string_lossy().ends_with(".tile.json") {
+            return Err(format!("{} is a block program, and this command wants equations", self.file.display()));
+        }
         let mut f = parse(&self.file, self.function.as_deref())?;
         for wrt in &self.jvp {
             f = passes::ad::jvp(&f, &names(wrt)).map_err(|e| e.to_string())?;
