@@ -72,7 +72,9 @@ pub fn run(a: &Args) -> Result<(), String> {
             write(format!("06-{}.ll", p.name), c.dumps.llvm.unwrap_or_default().as_bytes())?;
             write(format!("07-{}.s", p.name), c.dumps.assembly.unwrap_or_default().as_bytes())?;
         }
-        println!("{}.o  {} bytes", p.name, c.artifact.code.len());
+        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+        let t = c.timings;
+        println!("{}.o  {} bytes in {:.0} ms (planning and text {:.0}, MLIR {:.0}, LLVM {:.0})", p.name, c.artifact.code.len(), ms(t.emit + t.mlir + t.llvm), ms(t.emit), ms(t.mlir), ms(t.llvm));
         kernels.push(json!({"object": format!("{}.o", p.name), "signature": c.artifact.signature, "target": c.artifact.target}));
     }
     let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": name, "kernels": kernels, "notes": notes});

@@ -333,6 +333,8 @@ fn every_dump_can_be_fed_back() {
     good(&d, &["compile", &tile, "-o", &again]);
     assert_eq!(std::fs::read(format!("{again}/{kernel}.o")).unwrap(), std::fs::read(file(&format!("{kernel}.o"))).unwrap());
     // What is no block program is said, not run.
+    let half = write(&d, "half.tile.json", &std::fs::read_to_string(&tile).unwrap().replacen("\"den\": 1", "\"den\": 0", 1));
+    assert!(bad(&d, 1, &["opt", &half]).contains("a size with denominator 0"));
     let broken = write(&d, "broken.tile.json", "{\"name\": 3}");
     assert!(bad(&d, 1, &["compile", &broken, "-o", &again]).contains("broken.tile.json is no block program: "));
     assert!(bad(&d, 1, &["explain", &tile, "--jvp", "q"]).contains("is a block program; only equations are differentiated"));
