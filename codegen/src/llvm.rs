@@ -33,10 +33,11 @@ pub fn compile(module: &melior::ir::Module, target: &Target, texts: bool) -> Res
     llvm.set_data_layout(&machine.get_target_data().get_data_layout());
     llvm.run_passes("function(early-cse)", &machine, PassBuilderOptions::create()).map_err(|e| Error::Llvm(e.to_string()))?;
     self_contained(&llvm)?;
-    let emit = |kind| machine.write_to_memory_buffer(&llvm, kind).map_err(|e| Error::Llvm(e.to_string()));
-    let assembly = if texts { Some(String::from_utf8_lossy(emit(FileType::Assembly)?.as_slice()).trim_end_matches('\0').to_string()) } else { None };
+    let emit = |module: &Module, kind| machine.write_to_memory_buffer(module, kind).map_err(|e| Error::Llvm(e.to_string()));
     let text = texts.then(|| llvm.print_to_string().to_string());
-    Ok(Code { object: emit(FileType::Object)?.as_slice().to_vec(), llvm: text, assembly })
+    // Code generation changes the module, so that a second one gives other code: the assembly is made from a copy.
+    let assembly = if texts { Some(String::from_utf8_lossy(emit(&llvm.clone(), FileType::Assembly)?.as_slice()).trim_end_matches('\0').to_string()) } else { None };
+    Ok(Code { object: emit(&llvm, FileType::Object)?.as_slice().to_vec(), llvm: text, assembly })
 }
 
 fn translate<'c>(module: &melior::ir::Module, context: &'c Context) -> Result<Module<'c>, Error> {
