@@ -654,6 +654,7 @@ impl<'a> Lower<'a> {
                 Ok(self.reduce(*kind, a, over, inside))
             }
             Prim::Movement(_) => Err(self.bug("movement inside a kernel")),
+            Prim::Call(_) => Err(self.bug("a call inside a kernel")),
         }
     }
     /// Narrow floats stay (a rounding); wide ones are the compute type.

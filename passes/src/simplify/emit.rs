@@ -142,7 +142,7 @@ impl<const S: bool> Emit<'_, S> {
                 let mut args = vec![];
                 for (i, a) in n.args.iter().enumerate() {
                     let v = self.var(*a, DType::F32)?;
-                    let joins = matches!(op, Prim::Movement(Movement::Concat { .. } | Movement::Stack(_)));
+                    let joins = matches!(op, Prim::Call(_) | Prim::Movement(Movement::Concat { .. } | Movement::Stack(_)));
                     let order: Vec<Name> = operand_order(&op, i, &self.b.ty(v).axes).into_iter().map(|a| a.name).collect();
                     args.push(if joins { self.b.permute(v, &order)? } else { v });
                 }

@@ -175,6 +175,7 @@ fn union<'a>(sets: impl Iterator<Item = &'a Facts>) -> Vec<Axis> {
 pub fn operand_order(op: &Prim, i: usize, axes: &[Axis]) -> Vec<Axis> {
     let mut order = axes.to_vec();
     match op {
+        Prim::Call(c) => order = c.function.ty(c.function.params[i].var).axes.clone(),
         Prim::Movement(Movement::Concat { axes, into }) => order.sort_by_key(|a| if a.name == axes[i] { into.name.clone() } else { a.name.clone() }),
         _ => order.sort(),
     }

@@ -355,8 +355,8 @@ pub fn normalize_without(f: &Function, dropped: Option<Condition>) -> Result<Fun
 fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum], dtype: DType) -> Result<Sum, Error> {
     let mut op = op.clone();
     let mut args: Vec<Sum> = args.to_vec();
-    if let Prim::Movement(_) = op {
-        // Movement is about particular axes: give each operand its declared ones.
+    if let Prim::Movement(_) | Prim::Call(_) = op {
+        // Movement is about particular axes, and a call's operands are buffers: give each operand its declared ones.
         for (a, v) in args.iter_mut().zip(vars) {
             let ty = f.ty(*v);
             let have = table.sum_axes(a);
@@ -376,9 +376,9 @@ fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum]
         }
     }
     let axes = match &op {
-        Prim::Movement(m) => {
+        Prim::Movement(_) | Prim::Call(_) => {
             let types: Vec<_> = vars.iter().map(|v| f.ty(*v)).collect();
-            m.infer(&types).map_err(|m| Error::new(m.message))?.axes
+            op.infer(&types).map_err(|m| Error::new(m.message))?.axes
         }
         Prim::Iota(a) => vec![a.clone()],
         Prim::Reduce(_, over) => table.sum_axes(&args[0]).into_iter().filter(|a| !over.contains(&a.name)).collect(),
@@ -539,6 +539,12 @@ impl Emit<'_> {
                     let v = if missing.is_empty() { vars[0] } else { b.movement(Movement::Broadcast(missing), &[vars[0]])? };
                     b.permute(v, order)?
                 } else {
+                    if let Prim::Call(c) = op {
+                        for (v, p) in vars.iter_mut().zip(&c.function.params) {
+                            let order: Vec<Name> = c.function.ty(p.var).axes.iter().map(|a| a.name.clone()).collect();
+                            *v = b.permute(*v, &order)?;
+                        }
+                    }
                     b.push(op.clone(), &vars)?
                 }
             }
