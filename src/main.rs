@@ -10,6 +10,9 @@ mod run;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+#[global_allocator]
+static BLOCKS: runtime::memory::Lines = runtime::memory::Lines;
+
 #[derive(Parser)]
 #[command(
     name = "pushforward",

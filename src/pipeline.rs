@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 pub const MACHINE: [&str; 2] = ["simplify", "fuse"];
 
 /// Every pass: its name, and `before => after`.
-pub const PASSES: [(&str, &str); 3] = [
+pub const PASSES: [(&str, &str); 4] = [
     ("jvp=q+k", "f(q, k, …) => f and its tangent along q and k"),
-    ("simplify", "equations => the same function as sums of products, factors hoisted out of sums"),
+    ("normalize", "equations => the same function as sums of products, factors hoisted out of sums: the first half of simplify"),
+    ("simplify", "equations => normal form or, where it costs less when fused, an equal form found by the e-graph"),
     ("fuse", "equations => block programs, the last stage before a machine"),
 ];
 
@@ -33,6 +34,8 @@ pub enum Step {
     /// Differentiation along parameters.
     Jvp(Vec<Name>),
     /// The normal form.
+    Normalize,
+    /// The normal form, or a better one.
     Simplify,
     /// Block programs.
     Fuse,
@@ -43,6 +46,7 @@ impl Step {
     pub fn text(&self) -> String {
         match self {
             Step::Jvp(wrt) => format!("jvp={}", wrt.join("+")),
+            Step::Normalize => "normalize".into(),
             Step::Simplify => "simplify".into(),
             Step::Fuse => "fuse".into(),
         }
@@ -56,6 +60,7 @@ impl Step {
 pub fn parse(list: &[String]) -> Result<Vec<Step>, String> {
     let one = |text: &String| match text.trim().split_once('=') {
         Some(("jvp", wrt)) => Ok(Step::Jvp(names(&wrt.replace('+', ",")))),
+        None if text.trim() == "normalize" => Ok(Step::Normalize),
         None if text.trim() == "simplify" => Ok(Step::Simplify),
         None if text.trim() == "fuse" => Ok(Step::Fuse),
         _ => {
@@ -120,7 +125,12 @@ pub fn run(mut stage: Stage, steps: &[Step], options: &Options, explain: bool) -
 fn apply(step: &Step, f: &Function, options: &Options, explain: bool) -> Result<(Stage, Vec<String>), String> {
     let (stage, mut why) = match step {
         Step::Jvp(wrt) => (Stage::Function(passes::ad::jvp(f, wrt).map_err(|e| e.to_string())?), vec![]),
-        Step::Simplify => (Stage::Function(passes::simplify::normalize(f).map_err(|e| e.to_string())?), vec![]),
+        Step::Normalize => (Stage::Function(passes::simplify::normalize(f).map_err(|e| e.to_string())?), vec![]),
+        Step::Simplify => {
+            let s = passes::simplify::simplify(f).map_err(|e| e.to_string())?;
+            let why = if explain { s.explain().lines().map(String::from).collect() } else { vec![] };
+            (Stage::Function(s.function), why)
+        }
         Step::Fuse => {
             let fused = passes::fuse::fuse(f, options).map_err(|e| e.to_string())?;
             let notes = fused.notes.clone();

@@ -64,7 +64,7 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 
 /// Nothing but our own functions and intrinsics that are instructions may be called: the object is loaded without a linker.
 fn self_contained(module: &Module) -> Result<(), Error> {
-    const KNOWN: [&str; 8] = ["llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
+    const KNOWN: [&str; 9] = ["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
     for f in module.get_functions().filter(|f| f.count_basic_blocks() == 0) {
         let name = f.get_name().to_string_lossy().into_owned();
         if !KNOWN.iter().any(|k| name.starts_with(k)) {

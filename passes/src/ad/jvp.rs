@@ -124,6 +124,7 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> 
             Some(t) => vec![b.push(e.op.clone(), &[t])?],
             None => vec![],
         },
+        Prim::Call(c) => return Err(Error::new(format!("jvp: a call of `{}` has no derivative yet", c.function.name))),
         Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => vec![],
     };
     let mut terms = terms.into_iter();

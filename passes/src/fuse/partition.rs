@@ -4,7 +4,7 @@
 //! Reductions over x are carried; reductions of values along x (scores) are inside the loop, over axes of known size. Where this
 //! does not fit, a value is cut out: stored by a kernel of its own, and read. What was cut, and why, is said.
 
-use super::law::{Law, Laws, Powers};
+use super::law::{Law, Laws, Powers, spread};
 use super::lower;
 use super::view;
 use ir::diagnostic::Error;
@@ -254,20 +254,20 @@ impl Partition<'_> {
         if dots_inside {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
-        let parallel = parallel.unwrap_or_default();
+        let mut parallel = parallel.unwrap_or_default();
+        // What is reduced has to be there whole, in every instance.
+        reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().for_each(|n| { parallel.remove(&n); });
         // Everything else stands in tiles whole.
-        let mut whole: BTreeMap<Name, (Axis, i64)> = BTreeMap::new();
+        let mut whole: Vec<(Axis, i64)> = vec![];
         let values = closure.iter().flat_map(|i| f.eqns[*i].args.iter().chain([&f.eqns[*i].out])).copied().chain(stores.iter().map(|s| s.1));
         let mut needed: Vec<Axis> = values.flat_map(|v| f.ty(v).axes.clone()).collect();
-        needed.extend(stores.iter().flat_map(|(t, ..)| f.ty(targets[*t].1).axes.clone()).filter(|a| stores.iter().any(|s| s.2.of.iter().any(|(n, _)| *n == a.name))));
+        needed.extend(stores.iter().flat_map(|s| &s.2.of).filter_map(|(n, _)| axis(n)));
         for a in needed {
-            if parallel.contains(&a.name) || is_x(&a.name) || whole.contains_key(&a.name) {
+            if parallel.contains(&a.name) || is_x(&a.name) || whole.iter().any(|(w, _)| w.name == a.name) {
                 continue;
             }
             match self.whole(&a, self.options.full) {
-                Some(n) => {
-                    whole.insert(a.name.clone(), (a, n));
-                }
+                Some(n) => whole.push((a, n)),
                 None if dots_inside && targets.len() == 1 => {
                     let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
                     return Err(self.cut(&closure, &below, r, format!("{a} is too long or has no number, so that it cannot stand in a tile")));
@@ -288,13 +288,14 @@ impl Partition<'_> {
         // Order of the first output's value, broadcast axes first.
         let first = f.ty(stores[0].1);
         let mut order: Vec<Axis> = vec![];
-        for n in &parallel {
-            if !first.has(n) {
+        // In order of appearance, which no name changes.
+        for (n, _) in stores.iter().flat_map(|s| &s.2.of) {
+            if parallel.contains(n) && !first.has(n) && !order.iter().any(|a: &Axis| a.name == *n) {
                 order.extend(axis(n));
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole: whole.into_values().collect(), stats })
+        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, stats })
     }
 
     /// Equations that `roots` need, in order of definition; movement that is no address is cut out.
@@ -369,7 +370,11 @@ impl Partition<'_> {
         let mut stats: BTreeMap<Var, Stat> = BTreeMap::new();
         for &r in outer {
             let e = &f.eqns[r];
-            let kind = if let Prim::Reduce(k, _) = e.op { k } else { ReduceKind::Sum };
+            let (kind, over) = match &e.op {
+                Prim::Reduce(k, over) => (*k, over.as_slice()),
+                Prim::Contract(over) => (ReduceKind::Sum, over.as_slice()),
+                _ => continue,
+            };
             let earlier: Vec<Var> = outer.iter().filter(|q| **q != r && below[&e.out].contains(q)).map(|q| f.eqns[*q].out).collect();
             let mut pass = earlier.iter().map(|v| stats[v].pass).max().unwrap_or(0);
             let complete = |v: Var| self.stored.contains_key(&v) || (stats.get(&v).is_some_and(|s| s.pass < pass));
@@ -397,9 +402,10 @@ impl Partition<'_> {
             };
             let (powers, refused) = match (kind, law) {
                 (_, Law::Invariant | Law::Zero) => (Powers::new(), None),
-                (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) => (p, None),
+                (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) && !spread(f, &p, over) => (p, None),
                 (_, Law::Opaque(v)) => (Powers::new(), Some(v)),
-                _ => (Powers::new(), Some(e.args[0])),
+                // A power above zero, or a maximum of what scales: the operand that moves is in the way.
+                _ => (Powers::new(), e.args.iter().copied().find(|a| laws.of(*a) != Law::Invariant).or(Some(e.args[0]))),
             };
             pass += usize::from(refused.is_some());
             stats.insert(e.out, Stat { pass, powers, kind, refused });

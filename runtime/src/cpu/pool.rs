@@ -146,10 +146,17 @@ fn drain(shared: &Shared, task: Task, scratch: *mut u8) {
     loop {
         let i = shared.left.fetch_sub(1, Ordering::Relaxed) - 1;
         if i < 0 {
-            return;
+            break;
         }
         task(i, scratch);
     }
+    // Kernels may store past the caches; such stores are ordered before whatever this thread does next by a fence alone.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction of every x86-64.
+    #[allow(unused_unsafe)]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
 }
 
 /// 64-byte aligned memory that only grows.
