@@ -199,6 +199,17 @@ pub enum Domain {
     Below(Dim),
 }
 
+impl Domain {
+    /// Where both hold; of two axes the first.
+    fn and(self, o: Domain) -> Domain {
+        match (self, o) {
+            (Domain::Anything, d) | (d, Domain::Anything) => d,
+            (Domain::Interval(a, b), Domain::Interval(lo, hi)) => Domain::Interval(a.max(lo), b.min(hi)),
+            (d, _) => d,
+        }
+    }
+}
+
 /// Where parameter `v` may be drawn from, by the operations that read its elements as they are: behind movement and conversion, but
 /// not behind arithmetic. `log`, `sqrt`, a divisor want positive numbers ([`Elementwise::domain`]); an `i32` that is compared with
 /// positions is a position itself, or a length.
@@ -217,21 +228,25 @@ pub fn domain(f: &Function, v: Var) -> Domain {
                     positions.insert(e.out, n);
                 }
             }
+            // What a callee does with it.
+            Prim::Call(c) => {
+                for (i, _) in e.args.iter().enumerate().filter(|(_, a)| same.contains(a)) {
+                    found = found.and(domain(&c.function, c.function.params[i].var));
+                }
+            }
             Prim::Elementwise(op) => {
                 for (i, _) in e.args.iter().enumerate().filter(|(_, a)| same.contains(a)) {
                     let (lo, hi) = op.domain(i);
-                    match found {
-                        // An interval around zero is a test's choice of size, not a restriction.
-                        _ if lo < 0.0 || !f.ty(v).dtype.is_float() => {}
-                        Domain::Interval(a, b) => found = Domain::Interval(a.max(lo), b.min(hi)),
-                        _ => found = Domain::Interval(lo, hi),
+                    // An interval around zero is a test's choice of size, not a restriction.
+                    if lo >= 0.0 && f.ty(v).dtype.is_float() {
+                        found = found.and(Domain::Interval(lo, hi));
                     }
                     use Elementwise::{Eq, Ge, Gt, Le, Lt, Ne};
                     let other = e.args.iter().find_map(|a| positions.get(a));
                     if let (DType::I32, Lt | Le | Gt | Ge | Eq | Ne, Some(n)) = (f.ty(v).dtype, op, other) {
                         // `j < length` may also be true everywhere.
                         let one = Dim::fixed(i64::from(!matches!(op, Eq | Ne)));
-                        found = Domain::Below(n + &one);
+                        found = found.and(Domain::Below(n + &one));
                     }
                 }
             }
