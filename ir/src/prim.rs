@@ -9,6 +9,7 @@ pub mod contract;
 pub mod elementwise;
 pub mod movement;
 pub mod reduce;
+pub mod transpose;
 
 pub use crate::tile::ReduceKind;
 pub use elementwise::{Elementwise, Kind};
