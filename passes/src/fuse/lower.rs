@@ -21,6 +21,14 @@ struct Term {
     b: Var,
 }
 
+/// A contraction or a sum that is added up: `sign·scale·leaf`.
+#[derive(Clone, Copy)]
+struct Summand {
+    negative: bool,
+    scale: Option<Var>,
+    leaf: Var,
+}
+
 struct Lower<'a> {
     p: &'a Partition<'a>,
     k: &'a Kernel,
@@ -272,9 +280,9 @@ impl<'a> Lower<'a> {
         self.merged.contains(&v).then(|| self.leaves(v).and_then(|t| t.first().map(|l| self.k.stats[l].pass))).flatten()
     }
 
-    /// The contractions that `v` adds up.
+    /// The contractions and sums that `v` adds up.
     fn leaves(&self, v: Var) -> Option<Vec<Var>> {
-        if self.eqn(v).is_some_and(|e| matches!(e.op, Prim::Contract(_))) && self.p.read(v).is_none() {
+        if self.eqn(v).is_some_and(|e| matches!(e.op, Prim::Contract(_) | Prim::Reduce(ReduceKind::Sum, _))) && self.p.read(v).is_none() {
             return Some(vec![v]);
         }
         let e = self.eqn(v)?;
@@ -300,29 +308,24 @@ impl<'a> Lower<'a> {
         }
         self.p.read(v).is_none() && self.eqn(v).is_some_and(|e| e.args.iter().any(|a| self.reduces(*a)))
     }
-    /// The products that `v`, a contraction or a sum of them, adds up; `None` unless they can share an accumulator.
-    fn terms(&self, v: Var) -> Option<(Vec<Name>, Vec<Term>)> {
-        fn walk(l: &Lower, v: Var, negative: bool, scale: Option<Var>, out: &mut Vec<Term>, sum: &mut Option<Vec<Name>>) -> Option<()> {
+    /// What `v` adds up, each with its sign and number.
+    fn summands(&self, v: Var) -> Option<Vec<Summand>> {
+        fn walk(l: &Lower, v: Var, negative: bool, scale: Option<Var>, out: &mut Vec<Summand>) -> Option<()> {
             let e = l.eqn(v)?;
             match &e.op {
-                Prim::Contract(axes) => {
-                    let mut axes = axes.clone();
-                    axes.sort();
-                    if sum.get_or_insert_with(|| axes.clone()) != &axes || !axes.iter().all(|n| e.args.iter().all(|a| l.ty(*a).has(n))) {
-                        return None;
-                    }
-                    out.push(Term { negative, scale, a: e.args[0], b: e.args[1] });
+                Prim::Contract(_) | Prim::Reduce(ReduceKind::Sum, _) => {
+                    out.push(Summand { negative, scale, leaf: v });
                     Some(())
                 }
-                Prim::Elementwise(Elementwise::Neg) => walk(l, e.args[0], !negative, scale, out, sum),
+                Prim::Elementwise(Elementwise::Neg) => walk(l, e.args[0], !negative, scale, out),
                 Prim::Elementwise(op @ (Elementwise::Add | Elementwise::Sub)) => {
-                    walk(l, e.args[0], negative, scale, out, sum)?;
-                    walk(l, e.args[1], negative != (*op == Elementwise::Sub), scale, out, sum)
+                    walk(l, e.args[0], negative, scale, out)?;
+                    walk(l, e.args[1], negative != (*op == Elementwise::Sub), scale, out)
                 }
                 Prim::Elementwise(Elementwise::Mul) => {
                     let scalar = usize::from(!l.ty(e.args[0]).axes.is_empty());
                     // One scale a term: a product of scales would have to be computed, which no normal form has.
-                    if scale.is_some() { None } else { walk(l, e.args[1 - scalar], negative, Some(e.args[scalar]), out, sum) }
+                    if scale.is_some() { None } else { walk(l, e.args[1 - scalar], negative, Some(e.args[scalar]), out) }
                 }
                 _ => None,
             }
@@ -332,11 +335,43 @@ impl<'a> Lower<'a> {
         if !leaves.iter().all(|l| self.ty(*l).axes.iter().map(|a| &a.name).collect::<BTreeSet<_>>() == axes) {
             return None;
         }
+        let mut out = vec![];
+        walk(self, v, false, None, &mut out)?;
+        Some(out)
+    }
+    /// The products that `v`, a contraction or a sum of them, adds up; `None` unless they can share an accumulator.
+    fn terms(&self, v: Var) -> Option<(Vec<Name>, Vec<Term>)> {
         let (mut out, mut sum) = (vec![], None);
-        walk(self, v, false, None, &mut out, &mut sum)?;
+        for s in self.summands(v)? {
+            let e = self.eqn(s.leaf)?;
+            let Prim::Contract(axes) = &e.op else { return None };
+            let mut axes = axes.clone();
+            axes.sort();
+            if sum.get_or_insert_with(|| axes.clone()) != &axes || !axes.iter().all(|n| e.args.iter().all(|a| self.ty(*a).has(n))) {
+                return None;
+            }
+            out.push(Term { negative: s.negative, scale: s.scale, a: e.args[0], b: e.args[1] });
+        }
         Some((sum?, out))
     }
-    /// Finds sums of products over x that are only used added up: they share an accumulator.
+    /// The bodies that `v`, a sum over axes or several of them, adds up, with their signs and numbers; likewise.
+    fn bodies(&self, v: Var) -> Option<(Vec<Name>, Vec<(Summand, Var)>)> {
+        let (mut out, mut sum) = (vec![], None);
+        for s in self.summands(v)? {
+            let e = self.eqn(s.leaf)?;
+            let Prim::Reduce(ReduceKind::Sum, axes) = &e.op else { return None };
+            let mut axes = axes.clone();
+            axes.sort();
+            if sum.get_or_insert_with(|| axes.clone()) != &axes {
+                return None;
+            }
+            out.push((s, e.args[0]));
+        }
+        // Added up before they are summed: each must have every axis that counts.
+        let axes = |v: Var| self.ty(v).axes.iter().map(|a| a.name.clone()).collect::<BTreeSet<_>>();
+        out.windows(2).all(|w| axes(w[0].1) == axes(w[1].1)).then_some((sum?, out))
+    }
+    /// Finds sums over x, of products or of values, that are only used added up: they share an accumulator.
     fn merge(&mut self) {
         for e in self.p.f.eqns.iter().rev() {
             if self.absorbed.contains(&e.out) || matches!(e.op, Prim::Contract(_)) || !matches!(e.op, Prim::Elementwise(_)) || self.p.read(e.out).is_some() {
@@ -345,7 +380,7 @@ impl<'a> Lower<'a> {
             let Some(leaves) = self.leaves(e.out) else { continue };
             let stats: Vec<_> = leaves.iter().filter_map(|l| self.k.stats.get(l)).collect();
             let alike = stats.len() == leaves.len() && leaves.len() > 1 && stats.windows(2).all(|w| w[0].pass == w[1].pass && w[0].powers == w[1].powers);
-            if !alike || self.terms(e.out).is_none() {
+            if !alike || (self.terms(e.out).is_none() && self.bodies(e.out).is_none()) {
                 continue;
             }
             self.merged.insert(e.out);
@@ -403,6 +438,8 @@ impl<'a> Lower<'a> {
             if self.merged.contains(&v) {
                 if let Some((_, terms)) = self.terms(v) {
                     open.extend(terms.iter().flat_map(|t| [Some(t.a), Some(t.b), t.scale]).flatten());
+                } else if let Some((_, bodies)) = self.bodies(v) {
+                    open.extend(bodies.iter().flat_map(|(s, body)| [Some(*body), s.scale]).flatten());
                 }
             } else if let Some(e) = self.eqn(v) {
                 open.extend(&e.args);
@@ -462,7 +499,7 @@ impl<'a> Lower<'a> {
             let center = self.quotient(self.known[&c.row], self.known[&c.sum], false);
             let mut total = self.known[&v];
             for (i, slope) in &c.slopes {
-                let shift = self.scaled(center, &terms[*i], false)?;
+                let shift = self.scaled(center, terms[*i].negative, terms[*i].scale, false)?;
                 let slope = self.known[slope];
                 let part = self.map(Elementwise::Mul, &[shift, slope], false);
                 total = self.map(Elementwise::Add, &[total, part], false);
@@ -480,12 +517,12 @@ impl<'a> Lower<'a> {
         self.map(Elementwise::Select, &[some, q, zero], inside)
     }
     /// `x` with a term's sign and scale.
-    fn scaled(&mut self, mut x: ValueId, t: &Term, inside: bool) -> Result<ValueId, Error> {
-        if let Some(s) = t.scale {
+    fn scaled(&mut self, mut x: ValueId, negative: bool, scale: Option<Var>, inside: bool) -> Result<ValueId, Error> {
+        if let Some(s) = scale {
             let s = self.value(s)?;
             x = self.map(Elementwise::Mul, &[s, x], inside);
         }
-        Ok(if t.negative { self.map(Elementwise::Neg, &[x], inside) } else { x })
+        Ok(if negative { self.map(Elementwise::Neg, &[x], inside) } else { x })
     }
     /// The accumulators among `of` that can be centred, by the identity of [`super::center`].
     fn find_centers(&self, of: &[Var]) -> BTreeMap<Var, Center> {
@@ -654,7 +691,7 @@ impl<'a> Lower<'a> {
             };
             let at_inside = self.varies(if first { t.a } else { t.b });
             let operand = if first { &mut a } else { &mut b };
-            *operand = self.scaled(*operand, t, at_inside)?;
+            *operand = self.scaled(*operand, t.negative, t.scale, at_inside)?;
             // A broadcast operand has fewer axes than its type: give both the summed ones.
             for v in [&mut a, &mut b] {
                 let missing: Vec<AxisId> = sum_ids.iter().copied().filter(|i| !self.program.value(*v).axes.contains(i)).collect();
@@ -732,7 +769,7 @@ impl<'a> Lower<'a> {
                 shift = self.map(Elementwise::Mul, &[shift, k], true);
             }
             for (i, slope) in &c.slopes {
-                let shift = self.scaled(shift, &terms[*i], true)?;
+                let shift = self.scaled(shift, terms[*i].negative, terms[*i].scale, true)?;
                 init.push(vec![self.before[slope], shift]);
             }
             let (w, tangent) = (self.value(c.weight)?, self.value(c.tangent)?);
@@ -749,6 +786,22 @@ impl<'a> Lower<'a> {
         }
         let (body, over) = match &e.op {
             Prim::Reduce(_, over) => (self.value(e.args[0])?, over.clone()),
+            Prim::Elementwise(_) => {
+                let (over, bodies) = self.bodies(v).ok_or_else(|| self.bug("a carried value that adds up no sums"))?;
+                let mut total: Option<ValueId> = None;
+                for (s, body) in bodies {
+                    let x = self.value(body)?;
+                    total = Some(match total {
+                        // A sign is a subtraction.
+                        Some(t) => {
+                            let x = self.scaled(x, false, s.scale, true)?;
+                            self.map(if s.negative { Elementwise::Sub } else { Elementwise::Add }, &[t, x], true)
+                        }
+                        None => self.scaled(x, s.negative, s.scale, true)?,
+                    });
+                }
+                (total.ok_or_else(|| self.bug("a carried sum of nothing"))?, over)
+            }
             Prim::Contract(over) => {
                 let (a, b) = (self.value(e.args[0])?, self.value(e.args[1])?);
                 (self.map(Elementwise::Mul, &[a, b], true), over.clone())
@@ -833,10 +886,8 @@ impl<'a> Lower<'a> {
         match &e.op {
             Prim::Reduce(ReduceKind::Max, _) => self.masked(e.args[0], cond) == Masked::Lowest,
             Prim::Reduce(ReduceKind::Sum, _) => self.masked(e.args[0], cond) == Masked::Zero,
-            _ => match self.terms(v) {
-                Some((_, terms)) => terms.iter().all(|t| [t.a, t.b].iter().any(|x| self.masked(*x, cond) == Masked::Zero)),
-                None => e.args.iter().any(|a| self.masked(*a, cond) == Masked::Zero),
-            },
+            Prim::Contract(_) => e.args.iter().any(|a| self.masked(*a, cond) == Masked::Zero),
+            _ => self.summands(v).is_some_and(|s| s.iter().all(|s| self.idle(s.leaf, cond))),
         }
     }
     /// What `v` is where `cond` is false. Finite values are assumed elsewhere: 0·v is 0.

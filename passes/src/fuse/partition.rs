@@ -256,18 +256,16 @@ impl Partition<'_> {
         }
         let parallel = parallel.unwrap_or_default();
         // Everything else stands in tiles whole.
-        let mut whole: BTreeMap<Name, (Axis, i64)> = BTreeMap::new();
+        let mut whole: Vec<(Axis, i64)> = vec![];
         let values = closure.iter().flat_map(|i| f.eqns[*i].args.iter().chain([&f.eqns[*i].out])).copied().chain(stores.iter().map(|s| s.1));
         let mut needed: Vec<Axis> = values.flat_map(|v| f.ty(v).axes.clone()).collect();
         needed.extend(stores.iter().flat_map(|(t, ..)| f.ty(targets[*t].1).axes.clone()).filter(|a| stores.iter().any(|s| s.2.of.iter().any(|(n, _)| *n == a.name))));
         for a in needed {
-            if parallel.contains(&a.name) || is_x(&a.name) || whole.contains_key(&a.name) {
+            if parallel.contains(&a.name) || is_x(&a.name) || whole.iter().any(|(w, _)| w.name == a.name) {
                 continue;
             }
             match self.whole(&a, self.options.full) {
-                Some(n) => {
-                    whole.insert(a.name.clone(), (a, n));
-                }
+                Some(n) => whole.push((a, n)),
                 None if dots_inside && targets.len() == 1 => {
                     let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
                     return Err(self.cut(&closure, &below, r, format!("{a} is too long or has no number, so that it cannot stand in a tile")));
@@ -288,13 +286,14 @@ impl Partition<'_> {
         // Order of the first output's value, broadcast axes first.
         let first = f.ty(stores[0].1);
         let mut order: Vec<Axis> = vec![];
-        for n in &parallel {
-            if !first.has(n) {
+        // In order of appearance, which no name changes.
+        for (n, _) in stores.iter().flat_map(|s| &s.2.of) {
+            if parallel.contains(n) && !first.has(n) && !order.iter().any(|a: &Axis| a.name == *n) {
                 order.extend(axis(n));
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole: whole.into_values().collect(), stats })
+        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, stats })
     }
 
     /// Equations that `roots` need, in order of definition; movement that is no address is cut out.

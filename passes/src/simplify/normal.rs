@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! hoist      Σ_S c·x          => c·Σ_S x             c has no axis of S
-//! open       Σ_S (c·x + y)·z  => c·Σ_S x·z + Σ_S y·z  the product rule's sums
-//! centre     Σ_S (x − c)·p    => Σ_S x·p − c·Σ_S p    only if an exp is among p's factors
+//! open       Σ_S (c·x + y)·z  => c·Σ_S x·z + Σ_S y·z  c has no axis of S, but sums over S: the product rule's sums
+//! centre     Σ_S (x − c)·p    => Σ_S x·p − c·Σ_S p    likewise, and only if an exp is among p's factors
 //! ```
 //!
 //! # Note: what is not opened
@@ -21,7 +21,7 @@ use ir::dim::Name;
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Movement, Prim, ReduceKind};
 use ir::types::{Axis, DType};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Position in the table of atoms.
 type AtomId = usize;
@@ -61,6 +61,8 @@ struct AtomInfo {
     axes: Vec<Axis>,
     /// Depends on a parameter.
     data: bool,
+    /// Axes of the reductions behind it.
+    reduced: BTreeSet<Name>,
 }
 
 #[derive(Default)]
@@ -106,7 +108,18 @@ impl Table {
             Atom::Reduce(_, m) => self.has_data(m),
             Atom::Parenthesis(s) => self.sum_has_data(s),
         };
-        self.atoms.push(AtomInfo { atom, dtype, axes, data });
+        let mut reduced: BTreeSet<Name> = match &atom {
+            Atom::Op(Prim::Reduce(_, over) | Prim::Contract(over), _) | Atom::Reduce(over, _) => over.iter().cloned().collect(),
+            _ => BTreeSet::new(),
+        };
+        let behind: Vec<AtomId> = match &atom {
+            Atom::Param(_) => vec![],
+            Atom::Op(_, args) => args.iter().flatten().flat_map(|m| m.factors.keys()).map(|k| k.0).collect(),
+            Atom::Reduce(_, m) => m.factors.keys().map(|k| k.0).collect(),
+            Atom::Parenthesis(s) => s.iter().flat_map(|m| m.factors.keys()).map(|k| k.0).collect(),
+        };
+        behind.into_iter().for_each(|a| reduced.extend(self.atoms[a].reduced.iter().cloned()));
+        self.atoms.push(AtomInfo { atom, dtype, axes, data, reduced });
         self.known.insert(key, self.atoms.len() - 1);
         self.atoms.len() - 1
     }
@@ -212,10 +225,11 @@ impl Table {
             let weighted = m.factors.keys().any(|(a, s)| {
                 *s == Side::Above && self.depends(*a, over) && matches!(self.atoms[*a].atom, Atom::Op(Prim::Elementwise(Elementwise::Exp), _))
             });
+            // Only a factor that itself needs a pass over S: anything else may stay inside, where it costs no sum of its own.
+            let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
             let frees = |t: &Monomial| {
                 let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
-                let still = t.factors.keys().any(|(a, _)| self.atoms[*a].data && !self.depends(*a, over));
-                if moves { still } else { weighted }
+                (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a))
             };
             let (out, rest): (Vec<Monomial>, Vec<Monomial>) = terms.iter().cloned().partition(frees);
             if out.is_empty() {
@@ -357,10 +371,14 @@ impl Emit<'_> {
         let is_reduce = |a: AtomId| matches!(self.table.atoms[a].atom, Atom::Reduce(..));
         let mut groups: Vec<(Option<Monomial>, Vec<Monomial>)> = vec![];
         for m in s {
-            let sums: Vec<_> = m.factors.iter().filter(|((a, side), n)| *side == Side::Above && **n == 1 && is_reduce(*a)).collect();
+            // The widest sum among the factors, if it is one.
+            let width = |k: &(AtomId, Side)| self.table.atoms[k.0].axes.len();
+            let mut sums: Vec<_> = m.factors.iter().filter(|((a, side), n)| *side == Side::Above && **n == 1 && is_reduce(*a)).map(|(k, _)| *k).collect();
+            let widest = sums.iter().map(width).max();
+            sums.retain(|k| Some(width(k)) == widest);
             let key = (sums.len() == 1).then(|| {
                 // Factors that depend on no parameter are numbers: they stay with their sum.
-                let (rest, own) = m.factors.iter().partition(|(k, _)| *k != sums[0].0 && self.table.atoms[k.0].data);
+                let (rest, own) = m.factors.iter().partition(|(k, _)| **k != sums[0] && self.table.atoms[k.0].data);
                 let monomial = |coef: f64, f: Vec<(&(AtomId, Side), &u32)>| Monomial { coef, factors: f.into_iter().map(|(k, n)| (*k, *n)).collect() };
                 (monomial(1.0, rest), monomial(m.coef, own))
             });
@@ -372,13 +390,38 @@ impl Emit<'_> {
                 _ => groups.push((None, vec![m.clone()])),
             }
         }
+        // Numbers that all terms share go to the common factor, so that equal sums are one value wherever they stand.
+        for (common, terms) in groups.iter_mut().filter(|g| g.1.len() > 1) {
+            let Some(common) = common else { continue };
+            let mut shared = terms[0].clone();
+            for t in terms.iter() {
+                shared.factors = shared.factors.into_iter().filter_map(|(k, n)| t.factors.get(&k).map(|m| (k, n.min(*m)))).collect();
+            }
+            for t in terms.iter_mut() {
+                t.coef /= shared.coef;
+                shared.factors.iter().for_each(|(k, n)| { t.factors.entry(*k).and_modify(|m| *m -= n); });
+                t.factors.retain(|_, n| *n > 0);
+            }
+            terms.sort_by(|x, y| x.factors.cmp(&y.factors));
+            *common = times(common, &shared);
+        }
+        // Sums over the same axes side by side: they may share an accumulator.
+        let over = |g: &(Option<Monomial>, Vec<Monomial>)| match (&g.0, g.1[0].factors.iter().find(|((a, _), _)| is_reduce(*a))) {
+            (None, Some(((a, _), _))) if g.1[0].factors.keys().all(|(b, _)| b == a || !self.table.atoms[*b].data) => match &self.table.atoms[*a].atom {
+                Atom::Reduce(over, _) => (0, over.clone()),
+                _ => (1, vec![]),
+            },
+            _ => (1, vec![]),
+        };
+        groups.sort_by_key(over);
         let mut total: Option<Var> = None;
         for (common, terms) in groups {
             let (v, sign) = match (common, terms.as_slice()) {
                 (Some(c), [t]) => self.signed(b, &times(&c, t), dtype)?,
                 (Some(c), terms) => {
                     let inner = self.plain(b, terms, dtype)?;
-                    (self.scaled(b, &c, Some(inner), dtype)?, 1.0)
+                    let size = Monomial { coef: c.coef.abs(), factors: c.factors };
+                    (self.scaled(b, &size, Some(inner), dtype)?, c.coef.signum())
                 }
                 (None, terms) => self.signed(b, &terms[0], dtype)?,
             };
