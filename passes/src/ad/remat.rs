@@ -104,11 +104,13 @@ impl Sum {
     }
 }
 
-/// `f` with the rule `known-sum` wherever it applies: the same function to rounding.
+/// `f` with the rule `known-sum` wherever it applies to what depends on the parameters `late`: the same function to rounding, and the
+/// other equations as they were.
 ///
 /// # Errors
 /// Those of the builder, which mean a bug.
-pub fn known_sums(f: &Function) -> Result<Function, Error> {
+pub fn known_sums(f: &Function, late: &[Var]) -> Result<Function, Error> {
+    let depends = dependent(f, late);
     let definitions = f.definitions();
     let mut b = Builder::new(f.name.clone());
     let mut map: BTreeMap<Var, Var> = BTreeMap::new();
@@ -118,7 +120,7 @@ pub fn known_sums(f: &Function) -> Result<Function, Error> {
     let mut known: Vec<(Sum, Var)> = vec![];
     for e in &f.eqns {
         let sum = Sum::of(f, e, &definitions);
-        if let Some((outside, a, k, over)) = sum.as_ref().and_then(|s| exchange(f, s, &known, &definitions)) {
+        if let Some((outside, a, k, over)) = sum.as_ref().filter(|_| depends[e.out.index()]).and_then(|s| exchange(f, s, &known, &definitions)) {
             b.origin = Some("remat:known-sum".into());
             b.span = e.span;
             let mut left: Option<Var> = None;

@@ -49,7 +49,8 @@ pub fn vjp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
     for (r, n) in t.results.iter().zip(wrt) {
         b.result(format!("{n}{suffix}"), map[&r.var]);
     }
-    let mut g = prune(&remat::known_sums(&b.finish())?)?;
+    let late: Vec<Var> = cotangents.iter().map(|p| map[p]).collect();
+    let mut g = prune(&remat::known_sums(&b.finish(), &late)?)?;
     g.name = format!("{}.vjp", f.name).into();
     Ok(g)
 }
