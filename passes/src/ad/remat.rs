@@ -16,6 +16,7 @@
 //! O(rows × columns), is computed again from residuals and parameters (Griewank and Walther's checkpointing, with the choice of Dao et al.).
 
 use super::linearize::{copy, dependent, is_number, prune, residual_names};
+use crate::fuse::view::port_types;
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -249,8 +250,8 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
     }
     let depends = dependent(f, &seeds);
     let definitions = f.definitions();
-    let ports: Vec<Var> = f.params.iter().chain(&f.results).map(|p| p.var).collect();
-    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|p| f.ty(*p).covers(f.ty(v)));
+    let ports = port_types(f);
+    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|t| t.covers(f.ty(v)));
     let results: BTreeMap<Var, Name> = f.results.iter().filter(|r| !depends[r.var.index()]).map(|r| (r.var, r.name.clone())).collect();
     // Whether computing it again costs more than reading its operands.
     let mut reduced = vec![false; f.vars.len()];

@@ -12,7 +12,7 @@ use ir::dim::{Bindings, Name};
 use ir::graph::{Eqn, Function, Var};
 use ir::prim::{Prim, ReduceKind};
 use ir::tile::Program;
-use ir::types::{Axis, DType};
+use ir::types::{Axis, DType, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How to fuse.
@@ -66,7 +66,7 @@ pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
     let mut users = vec![0; f.vars.len()];
     f.eqns.iter().flat_map(|e| &e.args).for_each(|a| users[a.index()] += 1);
     f.results.iter().for_each(|r| users[r.var.index()] += 1);
-    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), fused: Fused::default() };
+    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), ports: view::port_types(f), fused: Fused::default() };
     for port in &f.params {
         p.stored.insert(port.var, port.name.clone());
     }
@@ -92,6 +92,8 @@ pub(super) struct Partition<'a> {
     pub users: Vec<usize>,
     /// Values in memory, and under which name.
     pub stored: BTreeMap<Var, Name>,
+    /// Types under which parameters and results appear.
+    ports: Vec<Type>,
     pub(super) fused: Fused,
 }
 
@@ -317,9 +319,9 @@ impl Partition<'_> {
         Ok(seen.into_iter().collect())
     }
 
-    /// Whether `v` has only axes of one parameter or result.
+    /// Whether `v` has only axes that one parameter or result has.
     fn narrow(&self, v: Var) -> bool {
-        self.f.params.iter().chain(&self.f.results).any(|p| self.f.ty(p.var).covers(self.f.ty(v)))
+        self.ports.iter().any(|t| t.covers(self.f.ty(v)))
     }
 
     /// The axis that the last reductions share.
