@@ -234,7 +234,9 @@ impl Partition<'_> {
             let nested = e.args.iter().any(|a| below.get(a).is_some_and(|s| !s.is_empty()));
             let own = if nested { vec![] } else { reduced(e).unwrap_or_default() };
             let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(e.out).has(n) && !own.contains(n)).map(|n| &**n).collect();
-            if !again.is_empty() && self.narrow(e.out) {
+            // Scores along x stay inside the loop where those axes can stand in the tile instead.
+            let stays = f.ty(e.out).axes.iter().any(|a| is_x(&a.name)) && own.iter().all(|n| !parallel.contains(n)) && again.iter().filter_map(|n| axis(&Name::from(*n))).all(|a| self.whole(&a, self.options.full).is_some());
+            if !again.is_empty() && !stays && self.narrow(e.out) {
                 return Err(self.cut(&closure, &below, r, format!("every instance along {} would need it", again.join(", "))));
             }
         }
