@@ -52,6 +52,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // `pushforward … | head` ends as other programs do; Rust starts with this signal ignored, and printing would panic.
+    // SAFETY: nothing runs yet beside this thread, and the default action is a valid handler.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     let result = match Cli::parse().command {
         Command::Run(a) => run::run(&a),
         Command::Check(a) => pushforward::check::run(&a),
