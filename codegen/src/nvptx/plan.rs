@@ -492,7 +492,9 @@ impl Plan {
                 }
             }
         };
-        let ready = |i: usize| reads(&body[i]).iter().filter_map(|v| defined.get(v)).max().map_or(0, |d| d + 1);
+        // What the loop copies ahead is there from the start.
+        let there = |v: &ValueId| self.looped.contains(v);
+        let ready = |i: usize| reads(&body[i]).iter().filter(|v| !there(v)).filter_map(|v| defined.get(v)).max().map_or(0, |d| d + 1);
         let first_use = |v: ValueId| (0..body.len()).find(|i| reads(&body[*i]).contains(&v)).unwrap_or(body.len());
         // (axes, ready, first use, members)
         let mut groups: Vec<(AxisId, AxisId, usize, usize, Vec<usize>)> = vec![];
@@ -518,7 +520,7 @@ impl Plan {
                     Step::Store(_, v) => (vec![*v], vec![]),
                     Step::For(l) => (l.carries.first().map_or(vec![], |c| reads(&body[defined[&c.after]])), l.carries.iter().map(|c| c.after).collect()),
                 };
-                if read.iter().any(|v| open.contains(v)) {
+                if read.iter().any(|v| open.contains(v) && !(there(v) && matches!(s, Step::Products(_)))) {
                     return false;
                 }
                 made.iter().for_each(|v| _ = open.remove(v));
