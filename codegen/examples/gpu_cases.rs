@@ -28,6 +28,7 @@ fn main() {
                 let built = std::panic::catch_unwind(|| build(p, "sm_90a"));
                 let Ok((_, k)) = built else { println!("{} REFUSED", c.name); continue };
                 std::fs::write(format!("{dir}/{}.ptx", p.name), &k.ptx).unwrap();
+                std::fs::write(format!("{dir}/{}.ll", p.name), k.llvm.as_deref().unwrap_or_default()).unwrap();
                 for b in &k.signature.buffers {
                     if !known.contains(&b.name.to_string()) {
                         let n: i64 = b.shape.iter().map(|d| d.eval(&c.dims).unwrap()).product();

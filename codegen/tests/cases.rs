@@ -81,7 +81,7 @@ pub fn blocks(c: &Compiled, dims: &Bindings) -> i64 {
 pub fn build(p: &Program, target: &str) -> (Schedule, Compiled) {
     let target = GpuTarget::named(target).unwrap();
     let s = nvptx::default_schedule(p, &target).unwrap_or_else(|e| panic!("{e}\n{p}"));
-    let c = nvptx::compile(p, &target, &s).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    let c = nvptx::compile_with(p, &target, &s, true).unwrap_or_else(|e| panic!("{e}\n{p}"));
     (s, c)
 }
 

@@ -66,8 +66,10 @@ impl Emit<'_> {
             let col = self.ik("addi", &col, panel * PANEL / elem);
             // Bytes of this copy that exist.
             let first = panel * PANEL / elem;
-            let full = self.plan.p.axis(col_axis).size.as_fixed().is_some_and(|n| {
-                matches!(self.plan.p.axis(col_axis).role, ir::tile::Role::Full(_)) && n as usize >= first + chunks * 16 / elem || n % s.tile.cols as i64 == 0
+            let beyond = first + chunks * 16 / elem;
+            let full = self.plan.p.axis(col_axis).size.as_fixed().is_some_and(|n| match self.plan.p.axis(col_axis).role {
+                ir::tile::Role::Full(_) => n as usize >= beyond,
+                _ => n % s.tile.cols as i64 == 0 && beyond <= s.tile.cols,
             });
             let bytes = if full {
                 self.k((width * elem) as i64)
