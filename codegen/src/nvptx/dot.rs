@@ -176,7 +176,7 @@ impl Emit<'_> {
         let x = self.settle(&x);
         let rank = Rank { rows: true, col: Some(k) };
         let x = self.spread(&x, rank);
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let at = |c: usize, r: usize| &x[c * rows + r];
         let d = self.plan.operand();
         let mut out = vec![];
@@ -195,7 +195,7 @@ impl Emit<'_> {
 
     fn on_tensor_cores(&mut self, group: &[Product], n: AxisId, k: AxisId, acc: &mut [Vec<String>]) -> Result<(), Error> {
         let plan = self.plan;
-        let (rows, cols) = plan.shape(Rank { rows: true, col: Some(n) });
+        let (rows, cols) = self.shape(Rank { rows: true, col: Some(n) });
         let blocks = rows / 2;
         let ty = if plan.operand() == DType::BF16 { "bf16" } else { "f16" };
         let slices = plan.p.axis(k).extent().div_ceil(16);

@@ -30,6 +30,8 @@ pub(super) struct Emit<'p> {
     /// Sizes may be assumed to be multiples of what vectors need; which then must be checked is in `assumed`.
     pub fast: bool,
     pub assumed: BTreeSet<(Dim, i64)>,
+    /// Column slots that are being worked on, of one axis: first, and how many.
+    pub window: Option<(AxisId, usize, usize)>,
     dims: Vec<Name>,
 }
 
@@ -59,8 +61,22 @@ impl<'p> Emit<'p> {
             pending: false,
             fast,
             assumed: BTreeSet::new(),
+            window: None,
             dims: plan.p.dims(),
         }
+    }
+
+    /// Rows × column slots of a rank, in the present window.
+    pub fn shape(&self, r: Rank) -> (usize, usize) {
+        let (rows, cols) = self.plan.shape(r);
+        match self.window {
+            Some((a, _, n)) if r.col == Some(a) => (rows, n),
+            _ => (rows, cols),
+        }
+    }
+    /// Column of slot `c` of the present window, relative to the thread's first.
+    pub fn col_offset(&self, c: usize) -> usize {
+        self.plan.fragment.col_offset(c + self.window.map_or(0, |w| w.1))
     }
 
     // Words.
@@ -333,7 +349,7 @@ impl<'p> Emit<'p> {
     /// The value in registers, or a number.
     pub fn settle(&mut self, v: &Value) -> Value {
         let Body::Affine { base, scale, offset } = &v.body else { return v.clone() };
-        let (rows, cols) = self.plan.shape(v.rank);
+        let (rows, cols) = self.shape(v.rank);
         let mut out = Vec::with_capacity(rows * cols);
         for c in 0..cols {
             for r in 0..rows {
@@ -367,7 +383,7 @@ impl<'p> Emit<'p> {
         match &v.body {
             Body::Num(x) => self.t.number(Ty::of(v.dtype, None), *x),
             Body::Regs(regs) => {
-                let (rows, _) = self.plan.shape(v.rank);
+                let (rows, _) = self.shape(v.rank);
                 let (c, r) = (if v.rank.col.is_some() { c } else { 0 }, if v.rank.rows { r } else { 0 });
                 regs[c * rows + r].clone()
             }
@@ -380,7 +396,7 @@ impl<'p> Emit<'p> {
     /// All registers of `v` at `rank`.
     pub fn spread(&mut self, v: &Value, rank: Rank) -> Vec<String> {
         let v = self.settle(v);
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let mut out = vec![];
         for c in 0..cols {
             for r in 0..rows {

@@ -45,7 +45,7 @@ impl Emit<'_> {
         let args: Vec<Value> = args.iter().map(|a| self.settle(a)).collect();
         let dtype = self.result(e, &args)?;
         let types: Vec<DType> = args.iter().map(|a| a.dtype).collect();
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let mut out = Vec::with_capacity(rows * cols);
         for c in 0..cols {
             for r in 0..rows {
@@ -82,7 +82,7 @@ impl Emit<'_> {
     }
 
     fn each(&mut self, args: &[Value], rank: Rank, dtype: DType, tail: Tail, mut f: impl FnMut(&mut Self, &[String]) -> String) -> Value {
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let mut out = Vec::with_capacity(rows * cols);
         for c in 0..cols {
             for r in 0..rows {
@@ -225,7 +225,7 @@ impl Emit<'_> {
             return self.map(Mul, &[m, Value::num(s, DType::F32)]);
         }
         let x = self.settle(x);
-        let (rows, cols) = self.plan.shape(x.rank);
+        let (rows, cols) = self.shape(x.rank);
         let out = Rank { rows: x.rank.rows, col: None };
         let mut totals: Vec<String> = vec![];
         for r in 0..rows {
@@ -306,7 +306,7 @@ impl Emit<'_> {
 
     /// Registers chosen by `keep(c, r)`: `fill` where it gives a name that is false.
     pub fn choose(&mut self, x: &[String], rank: Rank, dtype: DType, fill: f64, keep: &mut dyn FnMut(&mut Self, usize, usize) -> Option<String>) -> Vec<String> {
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let ty = crate::text::Ty::of(dtype, None);
         let fill = self.t.number(ty, fill);
         let mut out = vec![];

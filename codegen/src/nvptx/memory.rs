@@ -31,7 +31,7 @@ impl Emit<'_> {
 
     /// Columns of slot `c` that exist, as `i1`; `None` if all do.
     pub fn col_exists(&mut self, axis: AxisId, first: &str, c: usize) -> Result<Option<String>, Error> {
-        let offset = self.plan.fragment.col_offset(c);
+        let offset = self.col_offset(c);
         if self.whole(axis) {
             return Ok(None);
         }
@@ -61,7 +61,7 @@ impl Emit<'_> {
         let (row0, col0) = self.firsts(&at, rank);
         let width = self.access(view, rank);
         let origin = self.origin(view, &[])?;
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         // Row addresses, clamped.
         let mut row_part = vec![(None, None); rows];
         if let Some(row0) = row0 {
@@ -92,7 +92,7 @@ impl Emit<'_> {
                 if let Some(s) = view.stride(axis) {
                     let start = self.start[axis.index()].clone();
                     let p = self.i("addi", &start, first);
-                    let mut p = self.ik("addi", &p, self.plan.fragment.col_offset(c));
+                    let mut p = self.ik("addi", &p, self.col_offset(c));
                     if ok.is_some() {
                         let size = self.size(axis)?;
                         let last = self.ik("subi", &size, width);
@@ -220,7 +220,7 @@ impl Emit<'_> {
         let at = self.place();
         let width = self.access(view, rank);
         let origin = self.origin(view, &[])?;
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let zero = self.k(0);
         // One thread of those that hold the same.
         let f = self.plan.fragment;
@@ -270,7 +270,7 @@ impl Emit<'_> {
                     let (q, s) = (e.wide(&q), e.dim(&s)?);
                     let o = e.l("muli", &q, &s);
                     p = e.t.op(format_args!("llvm.getelementptr {row}[{o}] : (!llvm.ptr<1>, i64) -> !llvm.ptr<1>, {}", memory_type(to)));
-                    let k = e.wide_k(f.col_offset(c));
+                    let k = e.wide_k(e.col_offset(c));
                     let o = e.l("muli", &k, &s);
                     p = e.t.op(format_args!("llvm.getelementptr {p}[{o}] : (!llvm.ptr<1>, i64) -> !llvm.ptr<1>, {}", memory_type(to)));
                 }

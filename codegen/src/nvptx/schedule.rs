@@ -1,7 +1,7 @@
 //! Schedules: what a kernel may choose, and the choice without measurements.
 
 use super::layout::Fragment;
-use super::plan::{Dot, Plan, roles};
+use super::plan::{Dot, Plan, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::tile::{AxisId, Op, Program, Role, Stmt};
@@ -37,20 +37,94 @@ impl Schedule {
 /// # Errors
 /// No schedule fits, or the program has no form on GPUs.
 pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
-    let candidates = candidates(p)?;
     let mut why = None;
-    for s in &candidates {
-        match Plan::new(p, target, s) {
+    let mut best: Option<(f64, Schedule)> = None;
+    for s in candidates(p)? {
+        match Plan::new(p, target, &s) {
             Ok(plan) => {
-                if registers(&plan) <= target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
-                    return Ok(s.clone());
+                let need = registers(&plan);
+                if need > target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
+                    why.get_or_insert(Error::Gpu(format!("{}: no schedule fits into {} registers a thread of {}", p.name, target.registers_per_thread, target.name)));
+                    continue;
                 }
-                why.get_or_insert(Error::Gpu(format!("{}: no schedule fits into {} registers a thread of {}", p.name, target.registers_per_thread, target.name)));
+                let cost = cost(&plan, target, need);
+                if best.as_ref().is_none_or(|b| cost < b.0) {
+                    best = Some((cost, s));
+                }
             }
             Err(e) => why = Some(e),
         }
     }
-    Err(why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+    best.map(|b| b.1).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+}
+
+/// Clocks of a multiprocessor per element of the iteration space, in loops of matrix products; 0 for everything else, where the first
+/// candidate is the best. A model, not a measurement: tensor cores at the rate of `mma.sync`, 128 bytes of shared memory and four
+/// instructions a clock; too few warps, and copies that nothing hides, cost more.
+fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
+    let mut total = 0.0;
+    let warps = plan.fragment.threads() / 32;
+    let by_registers = target.registers_per_sm / (plan.fragment.threads() * registers.next_multiple_of(8));
+    let blocks = (target.shared_per_sm / (plan.shared[2] + 1024)).min(by_registers).max(1);
+    let resident = (blocks * warps) as f64;
+    for step in &plan.body {
+        let Step::For(l) = step else { continue };
+        let (mut tensor, mut shared, mut issue) = (0.0, 0.0, 0.0);
+        let mut tile = 0.0f64;
+        for s in &l.body {
+            match s {
+                Step::Products(vs) => {
+                    let (mut left, mut right, mut terms) = (vec![], vec![], 0);
+                    let mut axes = None;
+                    for v in vs {
+                        let Dot::Matrix { n, k, terms: t } = &plan.dots[v] else { continue };
+                        axes = Some((*n, *k));
+                        left.extend(t.iter().map(|t| t.0).filter(|v| plan.staged.contains_key(v)));
+                        right.extend(t.iter().map(|t| t.1));
+                        terms += t.len();
+                        issue += plan.inits[v].len() as f64 * (plan.fragment.rows * plan.slots[n.index()]) as f64;
+                    }
+                    left.sort();
+                    left.dedup();
+                    right.sort();
+                    right.dedup();
+                    let Some((n, k)) = axes else { continue };
+                    let (rows, cols) = (plan.fragment.rows, plan.slots[n.index()]);
+                    let extent = plan.p.axis(k).extent();
+                    if plan.tensor {
+                        let slices = extent.div_ceil(16);
+                        let loads = slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len());
+                        let products = slices * (cols / 2) * (rows / 2) * terms;
+                        tensor += 1.6 * products as f64;
+                        shared += 4.0 * loads as f64;
+                        issue += (loads + products) as f64;
+                    } else {
+                        issue += (extent * (rows * cols * terms + left.len() * rows + right.len() * cols)) as f64;
+                        shared += (extent * (left.len() * rows + right.len() * cols)) as f64;
+                    }
+                    tile = tile.max((plan.fragment.rows_per_warp() * if plan.split.is_some() { plan.fragment.span(cols) } else { 1 }) as f64);
+                }
+                Step::Let(v, Op::Map(..) | Op::Reduce(..)) => {
+                    let (r, c) = plan.shape(plan.rank(*v));
+                    issue += (r * c) as f64;
+                }
+                _ => {}
+            }
+        }
+        shared += plan.shared[1] as f64 / warps as f64 / 128.0;
+        let most = tensor.max(shared).max(issue / 4.0);
+        let mut clocks = most + 0.3 * (issue / 4.0) + 60.0 / resident.max(1.0);
+        if resident < 8.0 {
+            clocks *= (8.0 / resident).sqrt();
+        }
+        if plan.schedule.stages == 1 {
+            clocks *= 1.2;
+        }
+        if tile > 0.0 {
+            total += clocks / (tile * plan.p.axis(l.axis).extent() as f64);
+        }
+    }
+    total
 }
 
 /// Schedules, the best first.
@@ -61,7 +135,10 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
     let mut out = vec![];
     if tensor && two_blocks {
-        for (r, c, k, w) in [(128, 128, 64, [4, 2]), (128, 64, 64, [4, 2]), (128, 64, 32, [4, 2]), (64, 64, 32, [2, 2]), (64, 32, 32, [4, 1]), (32, 32, 32, [2, 1])] {
+        for (r, c, k, w) in [
+            (128, 256, 64, [2, 4]), (128, 128, 64, [2, 4]), (128, 128, 32, [2, 4]), (128, 128, 64, [4, 2]), (128, 128, 32, [4, 2]), (128, 64, 64, [4, 2]),
+            (128, 64, 32, [4, 2]), (64, 64, 32, [2, 2]), (64, 32, 32, [4, 1]), (32, 32, 32, [2, 1]),
+        ] {
             for stages in [3, 2] {
                 out.push(Schedule::tensor(r, c, k, w, stages));
             }
@@ -69,15 +146,13 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         return Ok(out);
     }
     if tensor {
-        for rows in [128, 64] {
-            for stream in [128, 112, 96, 80, 64, 48, 32, 16] {
-                for stages in [2, 1] {
-                    out.push(Schedule::tensor(rows, 16, stream, [rows / 16, 1], stages));
+        for (rows, warps) in [(128, 8), (64, 4), (128, 4), (256, 8), (32, 2)] {
+            for stream in (1..=8).rev().map(|n| 16 * n) {
+                for stages in [2, 3, 1] {
+                    out.push(Schedule::tensor(rows, 16, stream, [warps, 1], stages));
                 }
             }
         }
-        // The streamed tile counts for more than the rows.
-        out.sort_by_key(|s| std::cmp::Reverse(s.rows.min(128) * s.stream * 4 + s.stages * s.stream));
         return Ok(out);
     }
     if matrix {
@@ -135,6 +210,30 @@ pub fn registers(plan: &Plan) -> usize {
     };
     let mut most = 0;
     let mut resident = 0;
+    // Operands of a step of products.
+    let mut fragments = 0;
+    let mut groups: Vec<&Vec<ir::tile::ValueId>> = vec![];
+    for s in &plan.body {
+        match s {
+            Step::Products(v) => groups.push(v),
+            Step::For(l) => groups.extend(l.body.iter().filter_map(|s| if let Step::Products(v) = s { Some(v) } else { None })),
+            _ => {}
+        }
+    }
+    for g in groups {
+        let mut operands: Vec<(ir::tile::ValueId, bool)> = vec![];
+        let mut cols = 0;
+        for v in g {
+            if let Dot::Matrix { n, terms, .. } = &plan.dots[v] {
+                cols = plan.slots[n.index()];
+                operands.extend(terms.iter().flat_map(|(l, r)| [(*l, true), (*r, false)]));
+            }
+        }
+        operands.sort();
+        operands.dedup();
+        let each = |left: bool| if plan.tensor { if left { 2 * plan.fragment.rows } else { 4 } } else { 4 * if left { plan.fragment.rows } else { cols } };
+        fragments = fragments.max(operands.iter().filter(|(v, _)| plan.staged.contains_key(v)).map(|(_, left)| each(*left)).sum());
+    }
     for s in &plan.p.body {
         match s {
             Stmt::For(l) => {
@@ -146,13 +245,16 @@ pub fn registers(plan: &Plan) -> usize {
                         if matches!(op, Op::Dot { .. }) && !l.carries.iter().any(|c| c.next == *v) {
                             made += size(*v);
                         }
+                        // What elementwise work reads beside the products.
+                        if matches!(op, Op::Load(_)) && plan.in_registers.contains(v) {
+                            made += size(*v) / 2;
+                        }
                         if plan.packed.contains(v) {
                             packed = packed.max(size(*v) / 2);
                         }
                     }
                 }
-                let overhead = if plan.tensor { 60 } else { 40 };
-                most = most.max(carried + made + packed + overhead);
+                most = most.max(carried + made + packed + fragments + if plan.tensor { 44 } else { 40 });
             }
             Stmt::Let(v, _) => resident = resident.max(size(*v)),
             Stmt::Store(..) => {}

@@ -24,7 +24,7 @@ impl Emit<'_> {
     pub fn by_fma(&mut self, group: &[Product], n: AxisId, k: AxisId, acc: &mut [Vec<String>]) -> Result<(), Error> {
         let plan = self.plan;
         let rank = Rank { rows: true, col: Some(n) };
-        let (rows, cols) = plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let f = plan.fragment;
         let mut tiles: BTreeMap<(ValueId, bool), Operand> = BTreeMap::new();
         for (l, r) in group.iter().flat_map(|g| &g.1) {
@@ -35,7 +35,7 @@ impl Emit<'_> {
                 }
                 let at = self.place();
                 let first = if left { at.row.clone() } else { self.first_col(&at, n).clone() };
-                let offsets: Vec<usize> = if left { (0..rows).map(|r| f.row_offset(r)).collect() } else { (0..cols).map(|c| f.col_offset(c)).collect() };
+                let offsets: Vec<usize> = if left { (0..rows).map(|r| f.row_offset(r)).collect() } else { (0..cols).map(|c| self.col_offset(c)).collect() };
                 let (_, region) = self.region(v);
                 let wide = s.axes[1] == k;
                 let (mine, next) = if wide { (s.tile.pitch(0), s.tile.elem) } else { (s.tile.elem, s.tile.pitch(0)) };
@@ -169,7 +169,7 @@ impl Emit<'_> {
     /// A dot whose operands stay in global memory: every thread sums for each of its slots.
     pub fn direct(&mut self, v: ValueId, terms: &[(ValueId, ValueId)], sum: &[AxisId]) -> Result<Value, Error> {
         let rank = self.plan.rank(v);
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let mut acc = self.init(v, rank)?;
         for (a, b) in terms {
             let views = [self.view_of(*a)?, self.view_of(*b)?];
@@ -261,7 +261,7 @@ impl Emit<'_> {
         let origin = self.origin(view, sum)?;
         let ty = memory_type(self.plan.p.buffers[view.buffer.index()].dtype);
         let at = self.place();
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let f = self.plan.fragment;
         let parts = |e: &mut Self, axis: Option<AxisId>, first: &str, offsets: Vec<usize>| -> Result<Vec<Option<String>>, Error> {
             let Some((a, s)) = axis.and_then(|a| view.stride(a).cloned().map(|s| (a, s))) else { return Ok(vec![None; offsets.len()]) };
@@ -281,7 +281,7 @@ impl Emit<'_> {
         };
         let by_row = parts(self, if rank.rows { self.plan.rows } else { None }, &at.row, (0..rows).map(|r| f.row_offset(r)).collect())?;
         let first = rank.col.map_or(at.col.clone(), |c| self.first_col(&at, c).clone());
-        let by_col = parts(self, rank.col, &first, (0..cols).map(|c| f.col_offset(c)).collect())?;
+        let by_col = parts(self, rank.col, &first, (0..cols).map(|c| self.col_offset(c)).collect())?;
         let mut out = vec![];
         for c in &by_col {
             for r in &by_row {

@@ -35,7 +35,67 @@ impl Emit<'_> {
             }
             self.start[*i] = self.ik("muli", &index, *tile);
         }
-        self.steps(&plan.body)
+        let last = plan.body.iter().rposition(|s| !matches!(s, Step::Store(..) | Step::Let(_, Op::Map(..) | Op::Load(_) | Op::Const(_) | Op::Size(_) | Op::Position(_))));
+        let (before, after) = plan.body.split_at(last.map_or(0, |i| i + 1));
+        self.steps(before)?;
+        self.in_windows(after)
+    }
+
+    /// Elementwise statements at the end, a few column slots at a time: each window is computed and stored before the next, so
+    /// that few intermediate values are in registers.
+    fn in_windows(&mut self, steps: &[Step]) -> Result<(), Error> {
+        const WIDTH: usize = 4;
+        let plan = self.plan;
+        let rank = |s: &Step| match s {
+            Step::Let(v, _) => plan.rank(*v),
+            Step::Store(view, _) => super::plan::rank_of(plan.rows, &super::plan::stored(&plan.p, view)).unwrap_or(Rank::NONE),
+            _ => Rank::NONE,
+        };
+        let mut axes: Vec<AxisId> = steps.iter().filter_map(|s| rank(s).col).collect();
+        axes.sort();
+        axes.dedup();
+        let width = WIDTH.max(plan.fragment.vector);
+        let [axis] = axes.as_slice() else { return self.steps(steps) };
+        let slots = plan.slots[axis.index()];
+        let staged = steps.iter().any(|s| matches!(s, Step::Let(v, _) if plan.staged.contains_key(v) || plan.packed.contains(v)));
+        if slots <= width || staged {
+            return self.steps(steps);
+        }
+        // What every window needs, once. A store without columns may read only such.
+        for s in steps.iter().filter(|s| rank(s).col.is_none()) {
+            self.steps(std::slice::from_ref(s))?;
+        }
+        let outer = self.env.clone();
+        for from in (0..slots).step_by(width) {
+            let n = width.min(slots - from);
+            self.env = outer.iter().map(|v| v.as_ref().map(|v| self.part(v, *axis, from, n))).collect();
+            self.window = Some((*axis, from, n));
+            for s in steps.iter().filter(|s| rank(s).col.is_some()) {
+                self.steps(std::slice::from_ref(s))?;
+            }
+            self.window = None;
+        }
+        self.env = outer;
+        Ok(())
+    }
+
+    /// The column slots `from..from + n` of `v`, if it has `axis`.
+    fn part(&self, v: &Value, axis: AxisId, from: usize, n: usize) -> Value {
+        if v.rank.col != Some(axis) {
+            return v.clone();
+        }
+        let rows = if v.rank.rows { self.plan.fragment.rows } else { 1 };
+        let cut = |r: &std::rc::Rc<Vec<String>>| std::rc::Rc::new(r[from * rows..(from + n) * rows].to_vec());
+        let body = match &v.body {
+            Body::Num(x) => Body::Num(*x),
+            Body::Regs(r) => Body::Regs(cut(r)),
+            Body::Affine { base, scale, offset } => Body::Affine {
+                base: cut(base),
+                scale: Box::new(self.part(scale, axis, from, n)),
+                offset: offset.as_ref().map(|o| Box::new(self.part(o, axis, from, n))),
+            },
+        };
+        Value { body, ..v.clone() }
     }
 
     pub fn steps(&mut self, steps: &[Step]) -> Result<(), Error> {
@@ -126,9 +186,9 @@ impl Emit<'_> {
         let rank = if Some(a) == self.plan.rows { Rank { rows: true, col: None } } else { Rank { rows: false, col: Some(a) } };
         let first = if rank.rows { at.row.clone() } else { self.first_col(&at, a).clone() };
         let first = self.i("addi", &start, &first);
-        let (rows, cols) = self.plan.shape(rank);
+        let (rows, cols) = self.shape(rank);
         let f = self.plan.fragment;
-        let offsets: Vec<usize> = if rank.rows { (0..rows).map(|r| f.row_offset(r)).collect() } else { (0..cols).map(|c| f.col_offset(c)).collect() };
+        let offsets: Vec<usize> = if rank.rows { (0..rows).map(|r| f.row_offset(r)).collect() } else { (0..cols).map(|c| self.col_offset(c)).collect() };
         let regs = offsets.into_iter().map(|o| self.ik("addi", &first, o)).collect();
         Ok(Value::regs(rank, DType::I32, Tail::Finite, regs))
     }
@@ -217,12 +277,12 @@ impl Emit<'_> {
         let fixed = inside.first().filter(|a| edge.is_none() && matches!(self.plan.p.axis(**a).role, Role::Full(_))).map(|a| self.plan.p.axis(*a).extent());
         let out = self.choose(&regs, rank, x.dtype, fill, &mut |e, c, r| {
             // Columns that exist in every lane need no test.
-            if fixed.is_some_and(|n| e.plan.split.is_none() && f.col_offset(c) + (f.lanes - 1) * f.vector < n) {
+            if fixed.is_some_and(|n| e.plan.split.is_none() && e.col_offset(c) + (f.lanes - 1) * f.vector < n) {
                 return None;
             }
             let mut all = None;
             for (x, by_row, by_col) in &tests {
-                let offset = by_row * f.row_offset(r) as i64 + by_col * f.col_offset(c) as i64;
+                let offset = by_row * f.row_offset(r) as i64 + by_col * e.col_offset(c) as i64;
                 let k = e.k(-offset);
                 let ok = e.cmp("sge", x, &k);
                 all = e.and(all, ok);
