@@ -35,34 +35,34 @@ impl Emit<'_> {
         };
         let (rows_left, cols_left) = (left(self, row_axis)?, left(self, col_axis)?);
         let rows_whole = self.plan.p.axis(row_axis).size.as_fixed().is_some_and(|n| n % s.tile.rows as i64 == 0);
-        let tid = self.tid_on_entry();
+        let tid = self.tid();
         for panel in 0..s.tile.panels() {
             let chunks = s.tile.width(panel);
             let per_chunk = 16 / (width * elem);
             let w = chunks * per_chunk;
             // Rows that all threads reach in one step, and the thread's place.
-            let (sub, row) = (self.entry("andi", &tid, w - 1), self.entry("shrui", &tid, w.trailing_zeros() as usize));
+            let (sub, row) = (self.ik("andi", &tid, w - 1), self.ik("shrui", &tid, w.trailing_zeros() as usize));
             let rows_at_once = threads / w;
-            let chunk = self.entry("shrui", &sub, per_chunk.trailing_zeros() as usize);
-            let within = self.entry("andi", &sub, per_chunk - 1);
+            let chunk = self.ik("shrui", &sub, per_chunk.trailing_zeros() as usize);
+            let within = self.ik("andi", &sub, per_chunk - 1);
             let by = match chunks {
                 _ if s.tile.linear => self.k(0),
-                8 => self.entry("andi", &row, 7),
+                8 => self.ik("andi", &row, 7),
                 4 => {
-                    let x = self.entry("shrui", &row, 1);
-                    self.entry("andi", &x, 3)
+                    let x = self.ik("shrui", &row, 1);
+                    self.ik("andi", &x, 3)
                 }
                 _ => {
-                    let x = self.entry("shrui", &row, 2);
-                    self.entry("andi", &x, 1)
+                    let x = self.ik("shrui", &row, 2);
+                    self.ik("andi", &x, 1)
                 }
             };
-            let x = self.t.entry(format!("arith.xori {chunk}, {by} : i32"));
-            let x = self.entry("shli", &x, 4);
-            let within = self.entry("muli", &within, width * elem);
-            let x = self.t.entry(format!("arith.addi {x}, {within} : i32"));
-            let y = self.entry("muli", &row, s.tile.pitch(panel));
-            let col = self.entry("muli", &sub, width);
+            let x = self.t.op(format_args!("arith.xori {chunk}, {by} : i32"));
+            let x = self.ik("shli", &x, 4);
+            let within = self.ik("muli", &within, width * elem);
+            let x = self.t.op(format_args!("arith.addi {x}, {within} : i32"));
+            let y = self.ik("muli", &row, s.tile.pitch(panel));
+            let col = self.ik("muli", &sub, width);
             let col = self.ik("addi", &col, panel * PANEL / elem);
             // Bytes of this copy that exist.
             let first = panel * PANEL / elem;
@@ -100,8 +100,8 @@ impl Emit<'_> {
                 let target = match targets.get(&further) {
                     Some(t) => t.clone(),
                     None => {
-                        let x = self.entry("xori", &x, further * 16);
-                        let thread = self.t.entry(format!("arith.addi {x}, {y} : i32"));
+                        let x = self.ik("xori", &x, further * 16);
+                        let thread = self.t.op(format_args!("arith.addi {x}, {y} : i32"));
                         let t = self.i("addi", to, &thread);
                         let t = self.shared(&t);
                         targets.insert(further, t.clone());
