@@ -129,7 +129,7 @@ impl Emit<'_> {
             }
             Own::Rows(..) | Own::None => {
                 let key = (looped, lanes, width, pair, None);
-                let key = if let Own::Rows(warp, _) = own { (key.0, key.1, key.2, key.3 + 100 * (warp + 1), None) } else { key };
+                let key = if let Own::Rows(warp, rows) = own { (key.0, key.1, key.2, key.3 + 100 * (warp + 1) + 1000 * rows, None) } else { key };
                 let base = match bases.get(&key) {
                     Some(b) => b.clone(),
                     None => {
@@ -199,6 +199,13 @@ impl Emit<'_> {
         let blocks = rows / 2;
         let ty = if plan.operand() == DType::BF16 { "bf16" } else { "f16" };
         let slices = plan.p.axis(k).extent().div_ceil(16);
+        // Two warps that share rows compute half of the columns each, and exchange them.
+        let shared = plan.shared_columns(group.iter().map(|g| g.0), n);
+        let all = cols;
+        let cols = if shared { cols / 2 } else { cols };
+        if shared {
+            acc.iter_mut().for_each(|a| a.truncate(rows * cols));
+        }
         let mut bases = Bases::new();
         let mut left: Vec<ValueId> = group.iter().flat_map(|g| g.1.iter().map(|t| t.0)).collect();
         let mut right: Vec<ValueId> = group.iter().flat_map(|g| g.1.iter().map(|t| t.1)).collect();
@@ -229,7 +236,8 @@ impl Emit<'_> {
             for pair in 0..cols.div_ceil(4) {
                 let mut b: BTreeMap<ValueId, Vec<String>> = BTreeMap::new();
                 for v in &right {
-                    b.insert(*v, self.right(&mut bases, *v, k, slice, pair, n));
+                    let own = (plan.split == Some(n) || shared).then(|| plan.fragment.span(cols));
+                    b.insert(*v, self.right(&mut bases, *v, k, slice, pair, own));
                 }
                 for half in 0..2 {
                     let c0 = 4 * pair + 2 * half;
@@ -257,7 +265,64 @@ impl Emit<'_> {
                 }
             }
         }
+        if shared {
+            let flat = acc.concat();
+            let halves = self.exchange(&flat)?;
+            for (i, a) in acc.iter_mut().enumerate() {
+                let part = |h: usize| halves[h][i * rows * cols..(i + 1) * rows * cols].to_vec();
+                *a = [part(0), part(1)].concat();
+                debug_assert_eq!(a.len(), rows * all);
+            }
+        }
         Ok(())
+    }
+
+    /// Registers of both warps that share rows, the first one's first: through shared memory, 16 bytes a lane.
+    fn exchange(&mut self, own: &[String]) -> Result<[Vec<String>; 2], Error> {
+        let tid = self.tid();
+        let lane = self.ik("andi", &tid, 31);
+        let warp = self.ik("shrui", &tid, 5);
+        let row = self.ik("shrui", &warp, 1);
+        let id = self.ik("addi", &row, 1);
+        let both = self.k(64);
+        let meet = |e: &mut Self| e.t.line(format_args!("nvvm.barrier id = {id} number_of_threads = {both}"));
+        if self.exchanged {
+            meet(self);
+        }
+        self.exchanged = true;
+        let bytes = own.len() * 128;
+        let base = self.shared_base();
+        let base = self.ik("addi", &base, self.plan.exchange);
+        let lane = self.ik("muli", &lane, 16);
+        let base = self.i("addi", &base, &lane);
+        let mine = self.ik("muli", &warp, bytes);
+        let mine = self.i("addi", &base, &mine);
+        let pair = self.ik("muli", &row, 2 * bytes);
+        let pair = self.i("addi", &base, &pair);
+        let (mine, pair) = (self.shared(&mine), self.shared(&pair));
+        for (i, four) in own.chunks(4).enumerate() {
+            let mut v = self.t.op("llvm.mlir.undef : vector<4xf32>");
+            for (j, x) in four.iter().enumerate() {
+                let at = self.k(j as i64);
+                v = self.t.op(format_args!("llvm.insertelement {x}, {v}[{at} : i32] : vector<4xf32>"));
+            }
+            let p = self.step(&mine, 3, 512 * i);
+            self.t.line(format_args!("llvm.store {v}, {p} {{alignment = 16 : i64}} : vector<4xf32>, !llvm.ptr<3>"));
+        }
+        meet(self);
+        let mut read = |h: usize| {
+            let mut out = vec![];
+            for i in 0..own.len() / 4 {
+                let p = self.step(&pair, 3, h * bytes + 512 * i);
+                let v = self.t.op(format_args!("llvm.load {p} {{alignment = 16 : i64}} : !llvm.ptr<3> -> vector<4xf32>"));
+                for j in 0..4 {
+                    let at = self.k(j);
+                    out.push(self.t.op(format_args!("llvm.extractelement {v}[{at} : i32] : vector<4xf32>")));
+                }
+            }
+            out
+        };
+        Ok([read(0), read(1)])
     }
 
     fn words(&mut self, w: Vec<String>) -> Vec<String> {
@@ -278,14 +343,12 @@ impl Emit<'_> {
         };
         self.words(w)
     }
-    /// The fragments of 16 columns of a right operand.
-    fn right(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, pair: usize, n: AxisId) -> Vec<String> {
-        let split = self.plan.split == Some(n);
-        let cols = self.plan.fragment.span(self.plan.slots[n.index()]);
+    /// The fragments of 16 columns of a right operand; `own`: each warp along columns has so many of its own.
+    fn right(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, pair: usize, own: Option<usize>) -> Vec<String> {
         let w = if self.plan.staged[&v].axes[1] == k {
-            self.matrix(bases, v, Lanes::Far, false, [16 * pair, 16 * slice], if split { Own::Rows(1, cols) } else { Own::None })
+            self.matrix(bases, v, Lanes::Far, false, [16 * pair, 16 * slice], own.map_or(Own::None, |c| Own::Rows(1, c)))
         } else {
-            self.matrix(bases, v, Lanes::Near, true, [16 * slice, 16 * pair], if split { Own::Cols(1, cols) } else { Own::None })
+            self.matrix(bases, v, Lanes::Near, true, [16 * slice, 16 * pair], own.map_or(Own::None, |c| Own::Cols(1, c)))
         };
         self.words(w)
     }

@@ -27,6 +27,8 @@ pub(super) struct Emit<'p> {
     pub packed: BTreeMap<ValueId, Rc<Vec<String>>>,
     /// Copies were issued, and nothing has waited for them.
     pub pending: bool,
+    /// Warps have exchanged registers since the block's last barrier.
+    pub exchanged: bool,
     /// Sizes may be assumed to be multiples of what vectors need; which then must be checked is in `assumed`.
     pub fast: bool,
     pub assumed: BTreeSet<(Dim, i64)>,
@@ -59,6 +61,7 @@ impl<'p> Emit<'p> {
             stage: None,
             packed: BTreeMap::new(),
             pending: false,
+            exchanged: false,
             fast,
             assumed: BTreeSet::new(),
             window: None,
@@ -127,6 +130,7 @@ impl<'p> Emit<'p> {
     }
     pub fn barrier(&mut self) {
         self.t.line("nvvm.barrier0");
+        self.exchanged = false;
     }
 
     /// `if c { body }`

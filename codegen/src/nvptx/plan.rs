@@ -351,6 +351,10 @@ impl Plan {
     pub fn shape(&self, r: Rank) -> (usize, usize) {
         (if r.rows { self.fragment.rows } else { 1 }, r.col.map_or(1, |a| self.slots[a.index()]))
     }
+    /// Whether products with columns along `n`, which no warp has a part of, are computed by halves in two warps and exchanged.
+    pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {
+        self.tensor && self.fragment.warps[1] == 2 && self.split != Some(n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())
+    }
     /// What operands of matrix products are in shared memory.
     pub fn operand(&self) -> DType {
         if self.tensor { self.p.operands } else { DType::F32 }
@@ -447,7 +451,17 @@ impl Plan {
         outer += at;
         let end = outer + stage * self.schedule.stages;
         let sums = if self.fragment.warps[1] > 1 { 4 * self.fragment.warps[1] * self.schedule.rows.max(1) } else { 0 };
-        self.shared = [outer, stage, end + sums];
+        // At most all products of a loop over the same axes exchange at once.
+        let mut halves: BTreeMap<(AxisId, AxisId), usize> = BTreeMap::new();
+        for (v, d) in &self.dots {
+            if let Dot::Matrix { n, k, .. } = d
+                && self.shared_columns([*v].into_iter(), *n)
+            {
+                *halves.entry((*n, *k)).or_default() += self.fragment.rows * self.slots[n.index()] / 2;
+            }
+        }
+        let exchanged = halves.values().max().copied().unwrap_or(0) * 4 * self.fragment.threads();
+        self.shared = [outer, stage, end + sums.max(exchanged)];
         self.exchange = end;
         Ok(())
     }

@@ -94,6 +94,10 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
                     if plan.tensor {
                         let slices = extent.div_ceil(16);
                         let loads = slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len());
+                        let half = if plan.shared_columns(vs.iter().copied(), n) { 2 } else { 1 };
+                        let cols = cols / half;
+                        let loads = loads.min(slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len()));
+                        shared += if half == 2 { (vs.len() * rows * cols * 3) as f64 } else { 0.0 };
                         let products = slices * (cols / 2) * (rows / 2) * terms;
                         tensor += 1.6 * products as f64;
                         shared += 4.0 * loads as f64;
@@ -102,7 +106,10 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
                         issue += (extent * (rows * cols * terms + left.len() * rows + right.len() * cols)) as f64;
                         shared += (extent * (left.len() * rows + right.len() * cols)) as f64;
                     }
-                    tile = tile.max((plan.fragment.rows_per_warp() * if plan.split.is_some() { plan.fragment.span(cols) } else { 1 }) as f64);
+                    // Rows of the iteration space per warp.
+                    let blocks = plan.split.is_some_and(|a| matches!(plan.p.axis(a).role, Role::Block(_)));
+                    let rows = plan.fragment.rows_per_warp() * if blocks { plan.fragment.span(cols) } else { 1 };
+                    tile = tile.max(rows as f64 / if blocks { 1.0 } else { plan.fragment.warps[1] as f64 });
                 }
                 Step::Let(v, Op::Map(..) | Op::Reduce(..)) => {
                     let (r, c) = plan.shape(plan.rank(*v));
@@ -146,10 +153,11 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         return Ok(out);
     }
     if tensor {
-        for (rows, warps) in [(128, 8), (64, 4), (128, 4), (256, 8), (32, 2)] {
+        // Pairs of warps share rows where the accumulators of one would be too many.
+        for (rows, warps) in [(128, [8, 1]), (64, [4, 1]), (128, [4, 1]), (256, [8, 1]), (32, [2, 1]), (64, [4, 2]), (32, [2, 2])] {
             for stream in (1..=8).rev().map(|n| 16 * n) {
                 for stages in [2, 3, 1] {
-                    out.push(Schedule::tensor(rows, 16, stream, [warps, 1], stages));
+                    out.push(Schedule::tensor(rows, 32, stream, warps, stages));
                 }
             }
         }
