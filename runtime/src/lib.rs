@@ -3,3 +3,4 @@
 pub mod cache;
 pub mod cpu;
 pub mod memory;
+pub mod sim;
