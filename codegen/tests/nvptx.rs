@@ -6,7 +6,11 @@ mod cases;
 use cases::{Case, all, build};
 use codegen::nvptx::{self, Schedule};
 use codegen::{Error, GpuTarget};
+use ir::dim::Bindings;
+use ir::tensor::Tensor;
+use ir::tile::{Access, Program};
 use ir::types::DType;
+use runtime::sim::{Arg, Module, Options};
 use std::process::Command;
 
 fn attention(wrt: &[&str], d: i64) -> Case {
@@ -29,6 +33,52 @@ fn every_class_has_code_for_every_target() {
             }
         }
     }
+}
+
+/// One program in the PTX machine.
+fn launch(p: &Program, target: &str, dims: &Bindings, inputs: &[Tensor]) -> Vec<Tensor> {
+    let (_, k) = build(p, target);
+    let module = Module::parse(&k.ptx).unwrap_or_else(|e| panic!("{}: {e:?}", p.name));
+    let s = &k.signature;
+    let shape = |b: &ir::tile::Buffer| -> Vec<usize> { b.shape.iter().map(|d| d.eval(dims).unwrap() as usize).collect() };
+    let mut bytes: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
+    bytes.extend(s.buffers[inputs.len()..].iter().map(|b| vec![0; shape(b).iter().product::<usize>() * b.dtype.bytes()]));
+    let mut args: Vec<Arg> = vec![];
+    for (b, x) in s.buffers.iter().zip(&mut bytes) {
+        args.push(if b.access == Access::Input { Arg::Input(x) } else { Arg::Output(x) });
+    }
+    args.extend(s.dims.iter().map(|d| Arg::I64(dims[d])));
+    let grid = [cases::blocks(&k, dims) as u32, 1, 1];
+    module.launch(&s.symbol, grid, [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &Options::default()).unwrap_or_else(|e| panic!("{}: {e}", p.name));
+    drop(args);
+    s.buffers.iter().zip(&bytes).filter(|(b, _)| b.access == Access::Output).map(|(b, x)| Tensor::from_bytes(b.dtype, &shape(b), x).unwrap()).collect()
+}
+
+#[test]
+fn every_class_is_right_in_the_machine() {
+    let mut bad = vec![];
+    for c in all() {
+        let mut tensors = c.inputs.clone();
+        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ir::tile::sequence::run(&c.programs, &mut tensors, &c.dims, &mut |p, d, x| Ok(launch(p, "sm_90a", d, x))).unwrap();
+        }));
+        if r.is_err() {
+            bad.push(format!("{}: see above", c.name));
+            continue;
+        }
+        let bound = match c.programs[0].operands {
+            DType::BF16 => 5e-3,
+            DType::F16 => 6e-4,
+            _ => 2e-5,
+        };
+        for (n, e) in c.errors(&tensors) {
+            println!("{} {n} {e:.1e}", c.name);
+            if e.is_nan() || e > bound {
+                bad.push(format!("{}: {n} is off by {e:e}", c.name));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
 #[test]
