@@ -3,7 +3,7 @@
 use crate::diagnostic::{Error, Span};
 use crate::dim::{Dim, Name};
 use crate::graph::{Eqn, Function, Port, Var, VarInfo};
-use crate::prim::{Elementwise, Literal, Movement, Prim, ReduceKind};
+use crate::prim::{Call, Callee, Elementwise, Literal, Movement, Prim, ReduceKind};
 use crate::types::{Axis, DType, Type};
 use std::collections::HashMap;
 
@@ -111,6 +111,14 @@ impl Builder {
     pub fn div(&mut self, a: Var, b: Var) -> Result<Var> {
         self.elementwise(Elementwise::Div, &[a, b])
     }
+    /// The two factors of `v`, if it is a product of floats.
+    pub fn product(&self, v: Var) -> Option<(Var, Var)> {
+        let e = self.f.eqns.iter().rev().find(|e| e.out == v)?;
+        match (&e.op, e.args.as_slice()) {
+            (Prim::Elementwise(Elementwise::Mul), [x, y]) if self.dtype(v).is_float() => Some((*x, *y)),
+            _ => None,
+        }
+    }
     /// A number.
     pub fn constant(&mut self, value: f64, dtype: DType) -> Var {
         let key = (Prim::Constant(Literal { value, dtype }), vec![]);
@@ -150,6 +158,13 @@ impl Builder {
     pub fn permute(&mut self, x: Var, axes: &[Name]) -> Result<Var> {
         let same = self.ty(x).axes.iter().map(|a| &a.name).eq(axes);
         if same { Ok(x) } else { self.movement(Movement::Permute(axes.to_vec()), &[x]) }
+    }
+    /// `f(args)`: all results.
+    ///
+    /// # Errors
+    /// Operands that have not exactly the parameters' types.
+    pub fn call(&mut self, f: &Callee, args: &[Var]) -> Result<Vec<Var>> {
+        (0..f.results.len()).map(|result| self.push(Prim::Call(Call { function: f.clone(), result }), args)).collect()
     }
     /// The operand without a tangent.
     pub fn stop_gradient(&mut self, x: Var) -> Result<Var> {

@@ -21,6 +21,14 @@ struct Term {
     b: Var,
 }
 
+/// A contraction or a sum that is added up: `sign·scale·leaf`.
+#[derive(Clone, Copy)]
+struct Summand {
+    negative: bool,
+    scale: Option<Var>,
+    leaf: Var,
+}
+
 struct Lower<'a> {
     p: &'a Partition<'a>,
     k: &'a Kernel,
@@ -272,14 +280,14 @@ impl<'a> Lower<'a> {
         self.merged.contains(&v).then(|| self.leaves(v).and_then(|t| t.first().map(|l| self.k.stats[l].pass))).flatten()
     }
 
-    /// The contractions that `v` adds up.
+    /// The contractions and sums that `v` adds up.
     fn leaves(&self, v: Var) -> Option<Vec<Var>> {
-        if self.eqn(v).is_some_and(|e| matches!(e.op, Prim::Contract(_))) && self.p.read(v).is_none() {
+        if self.eqn(v).is_some_and(|e| matches!(e.op, Prim::Contract(_) | Prim::Reduce(ReduceKind::Sum, _))) && self.p.read(v).is_none() {
             return Some(vec![v]);
         }
         let e = self.eqn(v)?;
         let Prim::Elementwise(op) = &e.op else { return None };
-        let single = |a: Var| self.p.users[a.index()] == 1;
+        let single = |a: Var| self.p.users[a.index()] == 1 && !self.k.stores.iter().any(|s| s.1 == a);
         let follow = |a: Var| if single(a) { self.leaves(a) } else { None };
         match op {
             Elementwise::Neg => follow(e.args[0]),
@@ -300,29 +308,24 @@ impl<'a> Lower<'a> {
         }
         self.p.read(v).is_none() && self.eqn(v).is_some_and(|e| e.args.iter().any(|a| self.reduces(*a)))
     }
-    /// The products that `v`, a contraction or a sum of them, adds up; `None` unless they can share an accumulator.
-    fn terms(&self, v: Var) -> Option<(Vec<Name>, Vec<Term>)> {
-        fn walk(l: &Lower, v: Var, negative: bool, scale: Option<Var>, out: &mut Vec<Term>, sum: &mut Option<Vec<Name>>) -> Option<()> {
+    /// What `v` adds up, each with its sign and number.
+    fn summands(&self, v: Var) -> Option<Vec<Summand>> {
+        fn walk(l: &Lower, v: Var, negative: bool, scale: Option<Var>, out: &mut Vec<Summand>) -> Option<()> {
             let e = l.eqn(v)?;
             match &e.op {
-                Prim::Contract(axes) => {
-                    let mut axes = axes.clone();
-                    axes.sort();
-                    if sum.get_or_insert_with(|| axes.clone()) != &axes || !axes.iter().all(|n| e.args.iter().all(|a| l.ty(*a).has(n))) {
-                        return None;
-                    }
-                    out.push(Term { negative, scale, a: e.args[0], b: e.args[1] });
+                Prim::Contract(_) | Prim::Reduce(ReduceKind::Sum, _) => {
+                    out.push(Summand { negative, scale, leaf: v });
                     Some(())
                 }
-                Prim::Elementwise(Elementwise::Neg) => walk(l, e.args[0], !negative, scale, out, sum),
+                Prim::Elementwise(Elementwise::Neg) => walk(l, e.args[0], !negative, scale, out),
                 Prim::Elementwise(op @ (Elementwise::Add | Elementwise::Sub)) => {
-                    walk(l, e.args[0], negative, scale, out, sum)?;
-                    walk(l, e.args[1], negative != (*op == Elementwise::Sub), scale, out, sum)
+                    walk(l, e.args[0], negative, scale, out)?;
+                    walk(l, e.args[1], negative != (*op == Elementwise::Sub), scale, out)
                 }
                 Prim::Elementwise(Elementwise::Mul) => {
                     let scalar = usize::from(!l.ty(e.args[0]).axes.is_empty());
                     // One scale a term: a product of scales would have to be computed, which no normal form has.
-                    if scale.is_some() { None } else { walk(l, e.args[1 - scalar], negative, Some(e.args[scalar]), out, sum) }
+                    if scale.is_some() { None } else { walk(l, e.args[1 - scalar], negative, Some(e.args[scalar]), out) }
                 }
                 _ => None,
             }
@@ -332,20 +335,54 @@ impl<'a> Lower<'a> {
         if !leaves.iter().all(|l| self.ty(*l).axes.iter().map(|a| &a.name).collect::<BTreeSet<_>>() == axes) {
             return None;
         }
+        let mut out = vec![];
+        walk(self, v, false, None, &mut out)?;
+        Some(out)
+    }
+    /// The products that `v`, a contraction or a sum of them, adds up; `None` unless they can share an accumulator.
+    fn terms(&self, v: Var) -> Option<(Vec<Name>, Vec<Term>)> {
         let (mut out, mut sum) = (vec![], None);
-        walk(self, v, false, None, &mut out, &mut sum)?;
+        for s in self.summands(v)? {
+            let e = self.eqn(s.leaf)?;
+            let Prim::Contract(axes) = &e.op else { return None };
+            let mut axes = axes.clone();
+            axes.sort();
+            if sum.get_or_insert_with(|| axes.clone()) != &axes || !axes.iter().all(|n| e.args.iter().all(|a| self.ty(*a).has(n))) {
+                return None;
+            }
+            out.push(Term { negative: s.negative, scale: s.scale, a: e.args[0], b: e.args[1] });
+        }
         Some((sum?, out))
     }
-    /// Finds sums of products over x that are only used added up: they share an accumulator.
+    /// The bodies that `v`, a sum over axes or several of them, adds up, with their signs and numbers; likewise.
+    fn bodies(&self, v: Var) -> Option<(Vec<Name>, Vec<(Summand, Var)>)> {
+        let (mut out, mut sum) = (vec![], None);
+        for s in self.summands(v)? {
+            let e = self.eqn(s.leaf)?;
+            let Prim::Reduce(ReduceKind::Sum, axes) = &e.op else { return None };
+            let mut axes = axes.clone();
+            axes.sort();
+            if sum.get_or_insert_with(|| axes.clone()) != &axes {
+                return None;
+            }
+            out.push((s, e.args[0]));
+        }
+        // Added up before they are summed: each must have every axis that counts.
+        let axes = |v: Var| self.ty(v).axes.iter().map(|a| a.name.clone()).collect::<BTreeSet<_>>();
+        out.windows(2).all(|w| axes(w[0].1) == axes(w[1].1)).then_some((sum?, out))
+    }
+    /// Finds sums over x, of products or of values, that are only used added up: they share an accumulator.
     fn merge(&mut self) {
-        for e in self.p.f.eqns.iter().rev() {
+        // Of this kernel only: what another one adds up is stored by this one.
+        let reach = self.reachable();
+        for e in self.p.f.eqns.iter().rev().filter(|e| reach.contains(&e.out)) {
             if self.absorbed.contains(&e.out) || matches!(e.op, Prim::Contract(_)) || !matches!(e.op, Prim::Elementwise(_)) || self.p.read(e.out).is_some() {
                 continue;
             }
             let Some(leaves) = self.leaves(e.out) else { continue };
             let stats: Vec<_> = leaves.iter().filter_map(|l| self.k.stats.get(l)).collect();
             let alike = stats.len() == leaves.len() && leaves.len() > 1 && stats.windows(2).all(|w| w[0].pass == w[1].pass && w[0].powers == w[1].powers);
-            if !alike || self.terms(e.out).is_none() {
+            if !alike || (self.terms(e.out).is_none() && self.bodies(e.out).is_none()) {
                 continue;
             }
             self.merged.insert(e.out);
@@ -403,6 +440,8 @@ impl<'a> Lower<'a> {
             if self.merged.contains(&v) {
                 if let Some((_, terms)) = self.terms(v) {
                     open.extend(terms.iter().flat_map(|t| [Some(t.a), Some(t.b), t.scale]).flatten());
+                } else if let Some((_, bodies)) = self.bodies(v) {
+                    open.extend(bodies.iter().flat_map(|(s, body)| [Some(*body), s.scale]).flatten());
                 }
             } else if let Some(e) = self.eqn(v) {
                 open.extend(&e.args);
@@ -462,7 +501,7 @@ impl<'a> Lower<'a> {
             let center = self.quotient(self.known[&c.row], self.known[&c.sum], false);
             let mut total = self.known[&v];
             for (i, slope) in &c.slopes {
-                let shift = self.scaled(center, &terms[*i], false)?;
+                let shift = self.scaled(center, terms[*i].negative, terms[*i].scale, false)?;
                 let slope = self.known[slope];
                 let part = self.map(Elementwise::Mul, &[shift, slope], false);
                 total = self.map(Elementwise::Add, &[total, part], false);
@@ -480,12 +519,12 @@ impl<'a> Lower<'a> {
         self.map(Elementwise::Select, &[some, q, zero], inside)
     }
     /// `x` with a term's sign and scale.
-    fn scaled(&mut self, mut x: ValueId, t: &Term, inside: bool) -> Result<ValueId, Error> {
-        if let Some(s) = t.scale {
+    fn scaled(&mut self, mut x: ValueId, negative: bool, scale: Option<Var>, inside: bool) -> Result<ValueId, Error> {
+        if let Some(s) = scale {
             let s = self.value(s)?;
             x = self.map(Elementwise::Mul, &[s, x], inside);
         }
-        Ok(if t.negative { self.map(Elementwise::Neg, &[x], inside) } else { x })
+        Ok(if negative { self.map(Elementwise::Neg, &[x], inside) } else { x })
     }
     /// The accumulators among `of` that can be centred, by the identity of [`super::center`].
     fn find_centers(&self, of: &[Var]) -> BTreeMap<Var, Center> {
@@ -497,7 +536,8 @@ impl<'a> Lower<'a> {
             .collect();
         let mut found = BTreeMap::new();
         for (row, product) in &rows {
-            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul)) else { continue };
+            // A product that is read is no product here: what made it belongs to another kernel.
+            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul) && self.p.read(*product).is_none()) else { continue };
             for (weight, tangent) in [(e.args[0], e.args[1]), (e.args[1], e.args[0])] {
                 let Some((sum, _)) = rows.iter().find(|(v, body)| *body == weight && powers(*v) == powers(*row)) else { continue };
                 if !self.eqn(weight).is_some_and(|e| e.op == Prim::Elementwise(Elementwise::Exp)) {
@@ -582,7 +622,7 @@ impl<'a> Lower<'a> {
                     if shared.is_some() {
                         terms.iter_mut().for_each(|t| t.scale = None);
                     }
-                    let dot = self.dot(vec![], &sum, &terms, axes, inside)?;
+                    let dot = self.dot(vec![], &sum, &terms, axes, None, inside)?;
                     return match shared {
                         Some(s) => {
                             let s = self.value(s)?;
@@ -602,7 +642,7 @@ impl<'a> Lower<'a> {
                 Ok(self.map(op, &args, inside))
             }
             Prim::Contract(over) => match self.terms(v) {
-                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, inside),
+                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, None, inside),
                 None => {
                     let (a, b) = (self.value(e.args[0])?, self.value(e.args[1])?);
                     let product = self.map(Elementwise::Mul, &[a, b], inside);
@@ -614,6 +654,7 @@ impl<'a> Lower<'a> {
                 Ok(self.reduce(*kind, a, over, inside))
             }
             Prim::Movement(_) => Err(self.bug("movement inside a kernel")),
+            Prim::Call(_) => Err(self.bug("a call inside a kernel")),
         }
     }
     /// Narrow floats stay (a rounding); wide ones are the compute type.
@@ -640,11 +681,16 @@ impl<'a> Lower<'a> {
         }
         a
     }
-    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, inside: bool) -> Result<ValueId, Error> {
+    /// A dot of `terms`; in those that `centred` names by number, its value stands for its operand.
+    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, centred: Option<(Var, ValueId, BTreeSet<usize>)>, inside: bool) -> Result<ValueId, Error> {
         let sum_ids = self.tile_axes(sum.iter());
         let mut pairs = vec![];
-        for t in terms {
-            let (mut a, mut b) = (self.value(t.a)?, self.value(t.b)?);
+        for (i, t) in terms.iter().enumerate() {
+            let operand = |l: &mut Self, v: Var| match &centred {
+                Some((of, by, at)) if *of == v && at.contains(&i) => Ok(*by),
+                _ => l.value(v),
+            };
+            let (mut a, mut b) = (operand(self, t.a)?, operand(self, t.b)?);
             // The sign and the number go to an operand that is computed anyway; or else to one that stays through the loop.
             let computed = |l: &Lower, v: Var| l.p.read(v).is_none();
             let first = match (computed(self, t.a), computed(self, t.b)) {
@@ -654,7 +700,7 @@ impl<'a> Lower<'a> {
             };
             let at_inside = self.varies(if first { t.a } else { t.b });
             let operand = if first { &mut a } else { &mut b };
-            *operand = self.scaled(*operand, t, at_inside)?;
+            *operand = self.scaled(*operand, t.negative, t.scale, at_inside)?;
             // A broadcast operand has fewer axes than its type: give both the summed ones.
             for v in [&mut a, &mut b] {
                 let missing: Vec<AxisId> = sum_ids.iter().copied().filter(|i| !self.program.value(*v).axes.contains(i)).collect();
@@ -663,6 +709,13 @@ impl<'a> Lower<'a> {
                     let one = self.push(Op::Const(1.0), c, missing, None, inside);
                     *v = self.map(Elementwise::Mul, &[*v, one], inside);
                 }
+            }
+            // Nor may the result lose an axis along which both are constant.
+            let lost: Vec<AxisId> = axes.iter().copied().filter(|i| ![a, b].iter().any(|v| self.program.value(*v).axes.contains(i))).collect();
+            if !lost.is_empty() {
+                let c = self.program.compute;
+                let one = self.push(Op::Const(1.0), c, lost, None, inside);
+                b = self.map(Elementwise::Mul, &[b, one], inside);
             }
             pairs.push((a, b));
         }
@@ -721,7 +774,7 @@ impl<'a> Lower<'a> {
         if let Some((sum, terms)) = self.terms(v) {
             let axes = self.tile_axes(self.ty(v).axes.iter().map(|a| &a.name));
             let mut init: Vec<Vec<ValueId>> = vec![std::iter::once(old).chain(correction).collect()];
-            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, true) };
+            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, None, true) };
             // The centre before and after the tile, and the shift between them.
             let before = self.quotient(self.before[&c.row], self.before[&c.sum], true);
             let (row, total) = (self.value(c.row)?, self.value(c.sum)?);
@@ -732,23 +785,34 @@ impl<'a> Lower<'a> {
                 shift = self.map(Elementwise::Mul, &[shift, k], true);
             }
             for (i, slope) in &c.slopes {
-                let shift = self.scaled(shift, &terms[*i], true)?;
+                let shift = self.scaled(shift, terms[*i].negative, terms[*i].scale, true)?;
                 init.push(vec![self.before[slope], shift]);
             }
             let (w, tangent) = (self.value(c.weight)?, self.value(c.tangent)?);
             let centred = self.map(Elementwise::Sub, &[tangent, after], true);
             let centred = self.map(Elementwise::Mul, &[w, centred], true);
-            // In this dot only, the product is the centred one.
-            let plain = self.known_inside.insert(c.product, centred);
-            let d = self.dot(init, &sum, &terms, axes, true);
-            match plain {
-                Some(p) => self.known_inside.insert(c.product, p),
-                None => self.known_inside.remove(&c.product),
-            };
-            return d;
+            // Only where the shift is made up for: another term of this dot may have the product, and no slope.
+            let at = c.slopes.iter().map(|(i, _)| *i).collect();
+            return self.dot(init, &sum, &terms, axes, Some((c.product, centred, at)), true);
         }
         let (body, over) = match &e.op {
             Prim::Reduce(_, over) => (self.value(e.args[0])?, over.clone()),
+            Prim::Elementwise(_) => {
+                let (over, bodies) = self.bodies(v).ok_or_else(|| self.bug("a carried value that adds up no sums"))?;
+                let mut total: Option<ValueId> = None;
+                for (s, body) in bodies {
+                    let x = self.value(body)?;
+                    total = Some(match total {
+                        // A sign is a subtraction.
+                        Some(t) => {
+                            let x = self.scaled(x, false, s.scale, true)?;
+                            self.map(if s.negative { Elementwise::Sub } else { Elementwise::Add }, &[t, x], true)
+                        }
+                        None => self.scaled(x, s.negative, s.scale, true)?,
+                    });
+                }
+                (total.ok_or_else(|| self.bug("a carried sum of nothing"))?, over)
+            }
             Prim::Contract(over) => {
                 let (a, b) = (self.value(e.args[0])?, self.value(e.args[1])?);
                 (self.map(Elementwise::Mul, &[a, b], true), over.clone())
@@ -833,10 +897,8 @@ impl<'a> Lower<'a> {
         match &e.op {
             Prim::Reduce(ReduceKind::Max, _) => self.masked(e.args[0], cond) == Masked::Lowest,
             Prim::Reduce(ReduceKind::Sum, _) => self.masked(e.args[0], cond) == Masked::Zero,
-            _ => match self.terms(v) {
-                Some((_, terms)) => terms.iter().all(|t| [t.a, t.b].iter().any(|x| self.masked(*x, cond) == Masked::Zero)),
-                None => e.args.iter().any(|a| self.masked(*a, cond) == Masked::Zero),
-            },
+            Prim::Contract(_) => e.args.iter().any(|a| self.masked(*a, cond) == Masked::Zero),
+            _ => self.summands(v).is_some_and(|s| s.iter().all(|s| self.idle(s.leaf, cond))),
         }
     }
     /// What `v` is where `cond` is false. Finite values are assumed elsewhere: 0·v is 0.

@@ -98,6 +98,17 @@ fn walk(f: &Function, definitions: &[Option<usize>], stored: &dyn Fn(Var) -> boo
     let Prim::Movement(m) = &e.op else { return done(out, s) };
     let take = |of: &mut Vec<(Name, Dim)>, n: &Name| of.iter().position(|(a, _)| a == n).map(|i| of.remove(i).1);
     let mut t = s.clone();
+    // A value that is stored to all positions of an axis may come from another axis of that name: then it is read first.
+    let clashes = |n: &Name| s.of.iter().any(|(a, _)| a == n);
+    let comes_from: Vec<&Name> = match m {
+        Movement::Rename { from, to } if *from != to.name => vec![from],
+        Movement::Merge { axes, into } | Movement::Concat { axes, into } => axes.iter().filter(|n| **n != into.name).collect(),
+        Movement::Split { axis, into } if into.iter().all(|a| a.name != *axis) => vec![axis],
+        _ => vec![],
+    };
+    if comes_from.into_iter().any(clashes) {
+        return done(out, s);
+    }
     match m {
         Movement::Permute(_) => {}
         // A value that lacks an axis is stored to all its positions; the axis stays in the strides.
@@ -148,4 +159,23 @@ fn walk(f: &Function, definitions: &[Option<usize>], stored: &dyn Fn(Var) -> boo
         Movement::Slice { .. } | Movement::Index { .. } => return done(out, s),
     }
     walk(f, definitions, stored, e.args[0], t, out);
+}
+
+/// The types under which parameters and results appear: their own, and those of what is a movement of a parameter, or of which a
+/// result is a movement (`q` of `[B,H,I,D]` also as `[B,G,R,I,D]`). Joins count as results only.
+pub fn port_types(f: &Function) -> Vec<Type> {
+    let mut same = vec![false; f.vars.len()];
+    f.params.iter().for_each(|p| same[p.var.index()] = true);
+    for e in f.eqns.iter().filter(|e| matches!(e.op, Prim::Movement(_)) && e.args.len() == 1 && !matches!(e.op, Prim::Movement(Movement::Broadcast(_)))) {
+        same[e.out.index()] |= same[e.args[0].index()];
+    }
+    f.results.iter().for_each(|r| same[r.var.index()] = true);
+    let mut behind = vec![false; f.vars.len()];
+    f.results.iter().for_each(|r| behind[r.var.index()] = true);
+    for e in f.eqns.iter().rev().filter(|e| matches!(e.op, Prim::Movement(_))) {
+        if behind[e.out.index()] {
+            e.args.iter().for_each(|a| behind[a.index()] = true);
+        }
+    }
+    (0..f.vars.len()).filter(|i| same[*i] || behind[*i]).map(|i| f.vars[i].ty.clone()).collect()
 }

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! hoist      Σ_S c·x          => c·Σ_S x             c has no axis of S
-//! open       Σ_S (c·x + y)·z  => c·Σ_S x·z + Σ_S y·z  the product rule's sums
-//! centre     Σ_S (x − c)·p    => Σ_S x·p − c·Σ_S p    only if an exp is among p's factors
+//! open       Σ_S (c·x + y)·z  => c·Σ_S x·z + Σ_S y·z  c has no axis of S, but sums over S: the product rule's sums
+//! centre     Σ_S (x − c)·p    => Σ_S x·p − c·Σ_S p    likewise, and only if an exp is among p's factors
 //! ```
 //!
 //! # Note: what is not opened
@@ -21,7 +21,7 @@ use ir::dim::Name;
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Movement, Prim, ReduceKind};
 use ir::types::{Axis, DType};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Position in the table of atoms.
 type AtomId = usize;
@@ -61,12 +61,35 @@ struct AtomInfo {
     axes: Vec<Axis>,
     /// Depends on a parameter.
     data: bool,
+    /// Axes of the reductions behind it.
+    reduced: BTreeSet<Name>,
+}
+
+/// A side condition of the directed rules: what their truth needs. Tests drop each, and demand that a law fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// hoist: the factor has no axis of the sum.
+    HoistFree,
+    /// hoist: an axis that the body lacks counts as often as it is long.
+    CountAbsent,
+    /// open: the parenthesis stands above the line.
+    OpenAbove,
+    /// open: the parenthesis stands there once.
+    OpenOnce,
+    /// centre: an exp is among the factors, so that `fuse::center` repairs the loss.
+    CentreWeighted,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Condition; 5] = [Condition::HoistFree, Condition::CountAbsent, Condition::OpenAbove, Condition::OpenOnce, Condition::CentreWeighted];
 }
 
 #[derive(Default)]
 struct Table {
     atoms: Vec<AtomInfo>,
     known: HashMap<String, AtomId>,
+    dropped: Option<Condition>,
 }
 
 fn constant(c: f64) -> Sum {
@@ -106,9 +129,24 @@ impl Table {
             Atom::Reduce(_, m) => self.has_data(m),
             Atom::Parenthesis(s) => self.sum_has_data(s),
         };
-        self.atoms.push(AtomInfo { atom, dtype, axes, data });
+        let mut reduced: BTreeSet<Name> = match &atom {
+            Atom::Op(Prim::Reduce(_, over) | Prim::Contract(over), _) | Atom::Reduce(over, _) => over.iter().cloned().collect(),
+            _ => BTreeSet::new(),
+        };
+        let behind: Vec<AtomId> = match &atom {
+            Atom::Param(_) => vec![],
+            Atom::Op(_, args) => args.iter().flatten().flat_map(|m| m.factors.keys()).map(|k| k.0).collect(),
+            Atom::Reduce(_, m) => m.factors.keys().map(|k| k.0).collect(),
+            Atom::Parenthesis(s) => s.iter().flat_map(|m| m.factors.keys()).map(|k| k.0).collect(),
+        };
+        behind.into_iter().for_each(|a| reduced.extend(self.atoms[a].reduced.iter().cloned()));
+        self.atoms.push(AtomInfo { atom, dtype, axes, data, reduced });
         self.known.insert(key, self.atoms.len() - 1);
         self.atoms.len() - 1
+    }
+    /// `holds`, unless the condition is dropped.
+    fn when(&self, c: Condition, holds: bool) -> bool {
+        holds || self.dropped == Some(c)
     }
     fn has_data(&self, m: &Monomial) -> bool {
         m.factors.keys().any(|(a, _)| self.atoms[*a].data)
@@ -182,12 +220,13 @@ impl Table {
                 open.extend(terms);
                 continue;
             }
-            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| self.depends(*a, &names));
+            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| !self.when(Condition::HoistFree, !self.depends(*a, &names)));
             let mut result = Monomial { coef: m.coef, factors: outside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let body = Monomial { coef: 1.0, factors: inside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let axes = self.axes(&body);
             // An axis that the body does not have counts as often as it is long.
-            for a in over.iter().filter(|a| !axes.iter().any(|x| x.name == a.name)) {
+            let absent: Vec<&Axis> = over.iter().filter(|a| !self.when(Condition::CountAbsent, axes.iter().any(|x| x.name == a.name))).collect();
+            for a in absent {
                 let id = self.intern(Atom::Op(Prim::Size(a.size.clone(), dtype), vec![]), dtype, vec![]);
                 result = times(&result, &Monomial { coef: 1.0, factors: [((id, Side::Above), 1)].into() });
             }
@@ -201,22 +240,28 @@ impl Table {
         }
         out
     }
+    /// Whether the term `t` of a parenthesis under `Σ_over` lets a factor out: one that itself needs a pass over S. Anything else
+    /// may stay inside, where it costs no sum of its own. `weighted` says whether an exp stands beside the parenthesis.
+    fn frees(&self, t: &Monomial, over: &[Name], weighted: bool) -> bool {
+        let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
+        let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
+        (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a)) || t.factors.iter().any(|((a, side), n)| match &self.atoms[*a].atom {
+            Atom::Parenthesis(terms) if *side == Side::Above && *n == 1 && self.depends(*a, over) => terms.iter().any(|t| self.frees(t, over, weighted)),
+            _ => false,
+        })
+    }
     /// `m` with one parenthesis opened as far as that lets factors out of `Σ_over`; `None` if none does.
     fn opened(&mut self, m: &Monomial, over: &[Name], dtype: DType) -> Option<Vec<Monomial>> {
         for (key, n) in &m.factors {
             let (id, side) = *key;
             let Atom::Parenthesis(terms) = &self.atoms[id].atom else { continue };
-            if side == Side::Below || *n != 1 || !self.depends(id, over) {
+            if !self.when(Condition::OpenAbove, side == Side::Above) || !self.when(Condition::OpenOnce, *n == 1) || !self.depends(id, over) {
                 continue;
             }
-            let weighted = m.factors.keys().any(|(a, s)| {
+            let weighted = self.dropped == Some(Condition::CentreWeighted) || m.factors.keys().any(|(a, s)| {
                 *s == Side::Above && self.depends(*a, over) && matches!(self.atoms[*a].atom, Atom::Op(Prim::Elementwise(Elementwise::Exp), _))
             });
-            let frees = |t: &Monomial| {
-                let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
-                let still = t.factors.keys().any(|(a, _)| self.atoms[*a].data && !self.depends(*a, over));
-                if moves { still } else { weighted }
-            };
+            let frees = |t: &Monomial| self.frees(t, over, weighted);
             let (out, rest): (Vec<Monomial>, Vec<Monomial>) = terms.iter().cloned().partition(frees);
             if out.is_empty() {
                 continue;
@@ -239,7 +284,15 @@ impl Table {
 /// # Errors
 /// Those of the builder, which mean a bug here.
 pub fn normalize(f: &Function) -> Result<Function, Error> {
-    let mut table = Table::default();
+    normalize_without(f, None)
+}
+
+/// The same with one side condition dropped: wrong on purpose, for tests of the laws.
+///
+/// # Errors
+/// Those of [`normalize`].
+pub fn normalize_without(f: &Function, dropped: Option<Condition>) -> Result<Function, Error> {
+    let mut table = Table { dropped, ..Table::default() };
     let mut values: Vec<Sum> = vec![vec![]; f.vars.len()];
     for p in &f.params {
         let ty = f.ty(p.var);
@@ -302,8 +355,8 @@ pub fn normalize(f: &Function) -> Result<Function, Error> {
 fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum], dtype: DType) -> Result<Sum, Error> {
     let mut op = op.clone();
     let mut args: Vec<Sum> = args.to_vec();
-    if let Prim::Movement(_) = op {
-        // Movement is about particular axes: give each operand its declared ones.
+    if let Prim::Movement(_) | Prim::Call(_) = op {
+        // Movement is about particular axes, and a call's operands are buffers: give each operand its declared ones.
         for (a, v) in args.iter_mut().zip(vars) {
             let ty = f.ty(*v);
             let have = table.sum_axes(a);
@@ -323,9 +376,9 @@ fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum]
         }
     }
     let axes = match &op {
-        Prim::Movement(m) => {
+        Prim::Movement(_) | Prim::Call(_) => {
             let types: Vec<_> = vars.iter().map(|v| f.ty(*v)).collect();
-            m.infer(&types).map_err(|m| Error::new(m.message))?.axes
+            op.infer(&types).map_err(|m| Error::new(m.message))?.axes
         }
         Prim::Iota(a) => vec![a.clone()],
         Prim::Reduce(_, over) => table.sum_axes(&args[0]).into_iter().filter(|a| !over.contains(&a.name)).collect(),
@@ -357,10 +410,14 @@ impl Emit<'_> {
         let is_reduce = |a: AtomId| matches!(self.table.atoms[a].atom, Atom::Reduce(..));
         let mut groups: Vec<(Option<Monomial>, Vec<Monomial>)> = vec![];
         for m in s {
-            let sums: Vec<_> = m.factors.iter().filter(|((a, side), n)| *side == Side::Above && **n == 1 && is_reduce(*a)).collect();
+            // The widest sum among the factors, if it is one.
+            let width = |k: &(AtomId, Side)| self.table.atoms[k.0].axes.len();
+            let mut sums: Vec<_> = m.factors.iter().filter(|((a, side), n)| *side == Side::Above && **n == 1 && is_reduce(*a)).map(|(k, _)| *k).collect();
+            let widest = sums.iter().map(width).max();
+            sums.retain(|k| Some(width(k)) == widest);
             let key = (sums.len() == 1).then(|| {
                 // Factors that depend on no parameter are numbers: they stay with their sum.
-                let (rest, own) = m.factors.iter().partition(|(k, _)| *k != sums[0].0 && self.table.atoms[k.0].data);
+                let (rest, own) = m.factors.iter().partition(|(k, _)| **k != sums[0] && self.table.atoms[k.0].data);
                 let monomial = |coef: f64, f: Vec<(&(AtomId, Side), &u32)>| Monomial { coef, factors: f.into_iter().map(|(k, n)| (*k, *n)).collect() };
                 (monomial(1.0, rest), monomial(m.coef, own))
             });
@@ -372,13 +429,38 @@ impl Emit<'_> {
                 _ => groups.push((None, vec![m.clone()])),
             }
         }
+        // Numbers that all terms share go to the common factor, so that equal sums are one value wherever they stand.
+        for (common, terms) in groups.iter_mut().filter(|g| g.1.len() > 1) {
+            let Some(common) = common else { continue };
+            let mut shared = terms[0].clone();
+            for t in terms.iter() {
+                shared.factors = shared.factors.into_iter().filter_map(|(k, n)| t.factors.get(&k).map(|m| (k, n.min(*m)))).collect();
+            }
+            for t in terms.iter_mut() {
+                t.coef /= shared.coef;
+                shared.factors.iter().for_each(|(k, n)| { t.factors.entry(*k).and_modify(|m| *m -= n); });
+                t.factors.retain(|_, n| *n > 0);
+            }
+            terms.sort_by(|x, y| x.factors.cmp(&y.factors));
+            *common = times(common, &shared);
+        }
+        // Sums over the same axes side by side: they may share an accumulator.
+        let over = |g: &(Option<Monomial>, Vec<Monomial>)| match (&g.0, g.1[0].factors.iter().find(|((a, _), _)| is_reduce(*a))) {
+            (None, Some(((a, _), _))) if g.1[0].factors.keys().all(|(b, _)| b == a || !self.table.atoms[*b].data) => match &self.table.atoms[*a].atom {
+                Atom::Reduce(over, _) => (0, over.clone()),
+                _ => (1, vec![]),
+            },
+            _ => (1, vec![]),
+        };
+        groups.sort_by_key(over);
         let mut total: Option<Var> = None;
         for (common, terms) in groups {
             let (v, sign) = match (common, terms.as_slice()) {
                 (Some(c), [t]) => self.signed(b, &times(&c, t), dtype)?,
                 (Some(c), terms) => {
                     let inner = self.plain(b, terms, dtype)?;
-                    (self.scaled(b, &c, Some(inner), dtype)?, 1.0)
+                    let size = Monomial { coef: c.coef.abs(), factors: c.factors };
+                    (self.scaled(b, &size, Some(inner), dtype)?, c.coef.signum())
                 }
                 (None, terms) => self.signed(b, &terms[0], dtype)?,
             };
@@ -457,6 +539,12 @@ impl Emit<'_> {
                     let v = if missing.is_empty() { vars[0] } else { b.movement(Movement::Broadcast(missing), &[vars[0]])? };
                     b.permute(v, order)?
                 } else {
+                    if let Prim::Call(c) = op {
+                        for (v, p) in vars.iter_mut().zip(&c.function.params) {
+                            let order: Vec<Name> = c.function.ty(p.var).axes.iter().map(|a| a.name.clone()).collect();
+                            *v = b.permute(*v, &order)?;
+                        }
+                    }
                     b.push(op.clone(), &vars)?
                 }
             }
