@@ -95,15 +95,11 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 
 /// Nothing but our own functions and intrinsics that are instructions may be called: the object is loaded without a linker.
 fn self_contained(module: &Module) -> Result<(), Error> {
-<<<<<<< HEAD
-    only(module, &["llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."])
+    only(module, &["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."])
 }
 
 /// Declared functions have one of these beginnings.
 fn only(module: &Module, known: &[&str]) -> Result<(), Error> {
-=======
-    const KNOWN: [&str; 9] = ["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
->>>>>>> main
     for f in module.get_functions().filter(|f| f.count_basic_blocks() == 0) {
         let name = f.get_name().to_string_lossy().into_owned();
         if !known.iter().any(|k| name.starts_with(k)) {
