@@ -6,3 +6,4 @@ pub mod cpu;
 pub mod cuda;
 pub mod memory;
 pub mod pack;
+pub mod sim;
