@@ -208,6 +208,10 @@ impl Kernel {
         };
         Kernel::load(compiled)
     }
+    /// What the emitter writes.
+    pub fn text(p: &Program, target: &Target) -> String {
+        codegen::cpu::lower(p, target).unwrap_or_else(|e| panic!("{}: {e}", p.name)).0
+    }
     pub fn load(compiled: Compiled) -> Kernel {
         let mut jit = std::ptr::null_mut();
         let mut address = 0;
@@ -265,6 +269,7 @@ impl Kernel {
                         }
                         (self.f)(pointers.as_ptr().cast(), numbers.as_ptr(), scratch, i, panels as i64);
                     }
+                    // Kernels may store past the caches.
                     std::arch::x86_64::_mm_sfence();
                     std::alloc::dealloc(scratch, layout);
                     thread_seconds() - start
