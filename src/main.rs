@@ -4,6 +4,7 @@ mod bench;
 mod compile;
 mod devices;
 mod explain;
+mod gpu;
 mod opt;
 mod run;
 
@@ -49,6 +50,8 @@ enum Command {
     /// What there is to run on, with this CPU's measured peaks
     #[command(after_help = "Example: pushforward devices --json")]
     Devices(devices::Args),
+    /// Prepare kernels for a machine with a GPU
+    Gpu(gpu::Args),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),
         Command::Devices(a) => devices::run(&a),
+        Command::Gpu(a) => gpu::run(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

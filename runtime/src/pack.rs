@@ -70,7 +70,7 @@ pub struct Expected {
     pub name: Name,
     /// Sizes.
     pub shape: Vec<usize>,
-    /// Raw bytes, f64: the reference evaluator's answer on the rounded inputs.
+    /// Raw bytes, f32: the reference evaluator's answer on the rounded inputs.
     pub file: String,
     /// Largest relative Frobenius error.
     pub bound: f64,

@@ -117,7 +117,7 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
     let mut good = true;
     let mut errors = serde_json::Map::new();
     for x in &case.expected {
-        let want = Tensor::from_bytes(DType::F64, &x.shape, &read(&x.file)?)?;
+        let want = Tensor::from_bytes(DType::F32, &x.shape, &read(&x.file)?)?;
         let e = relative_error(&tensor(&x.name, &x.shape)?, &want);
         good &= e <= x.bound;
         errors.insert(x.name.to_string(), json!(e));
