@@ -5,7 +5,7 @@ use ir::dim::Name;
 use ir::tensor::Tensor;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use pushforward::input::{Random, Source, dims};
+use pushforward::input::{Random, Source, dim_names, dims_of};
 use pushforward::machine;
 use runtime::cache::Cache;
 use runtime::cpu::{Bound, Pool, copy_bandwidth, fma_peak};
@@ -44,8 +44,8 @@ pub fn run(a: &Args) -> Result<(), String> {
     // From text to a loaded object, nothing from the cache.
     let start = Instant::now();
     let f = a.source.load()?;
-    let mut bindings = dims(&a.dim)?;
-    for d in f.dims() {
+    let mut bindings = dims_of(&[&f], &a.dim)?;
+    for d in dim_names(&f) {
         bindings.entry(d).or_insert(64);
     }
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
@@ -57,7 +57,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let mut tensors: BTreeMap<Name, Tensor> = BTreeMap::new();
     for p in &f.params {
         let ty = f.ty(p.var);
-        let t = random.tensor(ty.dtype, &ty.sizes(&bindings).map_err(|e| e.to_string())?)?;
+        let t = random.draw(&f, p.var, &bindings)?;
         tensors.insert(p.name.clone(), if ty.dtype.is_float() { t.convert(dtype) } else { t });
     }
     let mut bound = Bound::new(&compiled.kernels, tensors, &bindings).map_err(|e| e.to_string())?;

@@ -1,11 +1,13 @@
-//! `check`: a program's JVP against finite differences in f64, with the order of convergence seen, and its linearity.
+//! `check`: a program's JVP against finite differences in f64 with the order of convergence seen, its linearity in the tangent, and
+//! every machine against the reference. A failing case is shrunk, and printed with the command that replays it.
 
-use crate::input::{Random, dims, names, parse};
-use ir::dim::{Bindings, Name};
+mod case;
+mod junit;
+mod shrink;
+
+use crate::input::{dims_of, names, parse};
+use case::{Case, Fault, Figures, Values, bounds, measure};
 use ir::graph::Function;
-use ir::reference::evaluate;
-use ir::tensor::Tensor;
-use ir::types::DType;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -29,26 +31,41 @@ pub struct Args {
     /// Seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What tensors hold: `drawn` at random; these `rounded` to two digits; or `steps`, few distinct numbers (for replaying a shrunk case)
+    #[arg(long, default_value = "drawn", value_parser = ["drawn", "rounded", "steps"])]
+    values: String,
+    /// Also write the results in JUnit's format
+    #[arg(long, value_name = "OUT.xml")]
+    junit: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// One case's figures.
-struct Case {
-    /// `|jvp − difference| / |difference|` at the better of two steps.
-    difference: f64,
-    /// log₂ of the error's ratio between steps h and h/2; 2 for a central difference that is not yet at rounding.
-    order: Option<f64>,
-    /// Error of the fused program on the tile interpreter, in f64, against the reference.
-    interp: f64,
-    /// `|jvp(t + 2u) − jvp(t) − 2·jvp(u)| / |jvp(t + 2u)|`.
-    linearity: f64,
+/// One case and what came of it.
+struct Row {
+    function: String,
+    seed: u64,
+    figures: Figures,
+    faults: Vec<Fault>,
+    /// If bad: what is wrong and the command that replays it.
+    failure: Option<String>,
 }
 
-/// Panics unless every function of the program in `file` has a right JVP and fused form: for a user's own `#[test]`s.
+/// All cases.
+struct Report {
+    rows: Vec<Row>,
+    /// Functions that could not be checked at all, and why.
+    errors: Vec<(String, String)>,
+}
+
+/// Panics unless every function of the program in `file` has a right JVP and every machine agrees with the reference, on `cases` random
+/// cases each; the message is that of `pushforward check`, with the shrunk case. For a user's own `#[test]`s (`docs/testing.md`).
+///
+/// # Panics
+/// Where `pushforward check FILE --cases CASES` ends with exit code 1.
 pub fn assert_program(file: impl Into<PathBuf>, cases: u64) {
-    let args = Args { file: file.into(), function: None, wrt: None, dim: vec![], cases, seed: 0, json: false };
+    let args = Args { file: file.into(), function: None, wrt: None, dim: vec![], cases, seed: 0, values: "drawn".into(), junit: None, json: false };
     if let Err(e) = run(&args) {
         panic!("{e}");
     }
@@ -59,112 +76,112 @@ pub fn assert_program(file: impl Into<PathBuf>, cases: u64) {
 /// # Errors
 /// What is wrong with the program, or the cases that are bad, each with the command that replays it.
 pub fn run(a: &Args) -> Result<(), String> {
+    let report = check(a);
+    if let Some(path) = &a.junit {
+        let xml = junit::xml(&a.file.display().to_string(), &report).map_err(|e| format!("junit: {e}"))?;
+        std::fs::write(path, xml).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    let report = report?;
+    if a.json { print_json(&report) } else { print_table(&report) }
+    let mut messages: Vec<String> = report.errors.iter().map(|(f, e)| format!("{f}: {e}")).collect();
+    let failures: Vec<&str> = report.rows.iter().filter_map(|r| r.failure.as_deref()).collect();
+    if !failures.is_empty() {
+        messages.push(format!("{} of {} cases are bad\n{}", failures.len(), report.rows.len(), failures.join("\n")));
+    }
+    if messages.is_empty() { Ok(()) } else { Err(messages.join("\n")) }
+}
+
+fn check(a: &Args) -> Result<Report, String> {
     let text = std::fs::read_to_string(&a.file).map_err(|e| format!("cannot read {}: {e}", a.file.display()))?;
     let module = ir::text::parse(&text).map_err(|e| ir::diagnostic::render(&e, &a.file.display().to_string(), &text))?;
-    let wanted: Vec<String> = match &a.function {
-        Some(n) => vec![n.clone()],
-        None => module.functions.iter().map(|f| f.name.to_string()).collect(),
+    let functions: Vec<&Function> = match &a.function {
+        Some(n) => vec![module.function(Some(n)).map_err(|e| format!("{}: {e}", a.file.display()))?],
+        None => module.functions.iter().collect(),
     };
-    let mut failures = vec![];
-    let mut rows = vec![];
-    for name in &wanted {
-        let f = parse(&a.file, Some(name))?;
+    let given = dims_of(&functions, &a.dim)?;
+    let mut report = Report { rows: vec![], errors: vec![] };
+    for f in functions {
+        let f = parse(&a.file, Some(&f.name))?;
         let wrt = match &a.wrt {
             Some(w) => names(w),
             None => f.params.iter().filter(|p| f.ty(p.var).dtype.is_float()).map(|p| p.name.clone()).collect(),
         };
-        let g = passes::ad::jvp(&f, &wrt).map_err(|e| e.to_string())?;
-        crate::input::verify(&g, "jvp")?;
-        for case in 0..a.cases {
-            let seed = a.seed.wrapping_add(case);
-            let (c, sizes) = one(&f, &g, &wrt, &dims(&a.dim)?, seed)?;
-            let good = c.difference < 1e-6 && c.linearity < 1e-10 && c.interp < 1e-10 && c.order.is_none_or(|o| o > 1.7);
-            if !good {
-                let sizes: Vec<String> = sizes.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                let dim = if sizes.is_empty() { String::new() } else { format!(" --dim {}", sizes.join(",")) };
-                let wrt: Vec<&str> = wrt.iter().map(|n| &**n).collect();
-                failures.push(format!("pushforward check {} --fn {name} --wrt {} --cases 1 --seed {seed}{dim}", a.file.display(), wrt.join(",")));
-            }
-            rows.push((name.clone(), seed, c, good));
+        if let Err(e) = one(a, &f, Case { wrt, seed: a.seed, given: given.clone(), values: Values::parse(&a.values) }, &mut report.rows) {
+            report.errors.push((f.name.to_string(), e));
         }
     }
-    if a.json {
-        let cases: Vec<_> = rows.iter().map(|(n, s, c, good)| json!({"function": n, "seed": s, "difference": c.difference, "order": c.order, "linearity": c.linearity, "interp": c.interp, "good": good})).collect();
-        println!("{}", json!({"cases": cases, "failures": failures}));
-    } else {
-        println!("{:<24} {:>6} {:>14} {:>7} {:>12} {:>12}", "function", "seed", "vs difference", "order", "linearity", "interp");
-        for (n, s, c, good) in &rows {
-            let order = c.order.map_or("-".into(), |o| format!("{o:.2}"));
-            println!("{n:<24} {s:>6} {:>14.2e} {order:>7} {:>12.2e} {:>12.2e}{}", c.difference, c.linearity, c.interp, if *good { "" } else { "  BAD" });
-        }
-    }
-    if failures.is_empty() { Ok(()) } else { Err(format!("{} of {} cases are bad; replay:\n  {}", failures.len(), rows.len(), failures.join("\n  "))) }
+    Ok(report)
 }
 
-fn one(f: &Function, g: &Function, wrt: &[Name], given: &Bindings, seed: u64) -> Result<(Case, Bindings), String> {
-    let mut random = Random(seed.wrapping_mul(0x1000_0001));
-    let mut sizes = given.clone();
-    for d in f.dims() {
-        let n = 1 + (random.uniform() * 7.0) as i64;
-        sizes.entry(d).or_insert(n);
+/// All cases of one function.
+fn one(a: &Args, f: &Function, first: Case, rows: &mut Vec<Row>) -> Result<(), String> {
+    let mut shrunk = false;
+    for n in 0..a.cases {
+        let case = Case { seed: first.seed.wrapping_add(n), ..first.clone() };
+        let figures = measure(f, &case, true)?;
+        let faults = figures.faults();
+        let failure = (!faults.is_empty()).then(|| {
+            // One small case is worth more than ten: others of the function are only named.
+            let (case, small) = if shrunk { (Case { given: figures.sizes.clone(), ..case.clone() }, None) } else { shrink::shrink(f, &case, &figures, &faults) };
+            shrunk = true;
+            describe(a, f, &case, small.as_ref().unwrap_or(&figures), &figures, small.is_some())
+        });
+        rows.push(Row { function: f.name.to_string(), seed: case.seed, figures, faults, failure });
     }
-    // A size that must divide another: take one for the divisor.
-    for v in &f.vars {
-        for a in &v.ty.axes {
-            if a.size.eval(&sizes).is_err() {
-                for s in a.size.symbols().into_iter().filter(|s| !given.contains_key(s)) {
-                    sizes.insert(s, 4);
-                }
+    Ok(())
+}
+
+/// A bad case for people, and how to see it again.
+fn describe(a: &Args, f: &Function, case: &Case, figures: &Figures, original: &Figures, shrunk: bool) -> String {
+    let mut out = format!("{}, seed {}: {}\n", f.name, case.seed, original.faults().iter().map(|x| original.sentence(*x)).collect::<Vec<_>>().join("; "));
+    let sizes: Vec<String> = figures.sizes.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let wrt: Vec<&str> = case.wrt.iter().map(|n| &**n).collect();
+    if shrunk {
+        out += &format!("  shrunk to {}along {}: {}\n", if sizes.is_empty() { String::new() } else { format!("{} ", sizes.join(" ")) }, wrt.join(","), figures.faults().iter().map(|x| figures.sentence(*x)).collect::<Vec<_>>().join("; "));
+        for line in &figures.witness {
+            out += &format!("    {line}\n");
+        }
+    }
+    let dim = if sizes.is_empty() { String::new() } else { format!(" --dim {}", sizes.join(",")) };
+    let values = if case.values == Values::Drawn { String::new() } else { format!(" --values {}", case.values.name()) };
+    out + &format!("  replay: pushforward check {} --fn {} --wrt {} --cases 1 --seed {}{dim}{values}", a.file.display(), f.name, wrt.join(","), case.seed)
+}
+
+fn print_table(report: &Report) {
+    println!("{:<24} {:>6} {:>14} {:>7} {:>12} {:>12} {:>12}", "function", "seed", "vs difference", "order", "linearity", "interp f64", "cpu f32");
+    for r in &report.rows {
+        let order = r.figures.order.map_or("-".into(), |o| format!("{o:.2}"));
+        let machines: String = r.figures.machines.iter().map(|(_, o)| format!(" {:>12}", o.as_ref().map_or("refused".into(), |o| format!("{:.2e}", o.error)))).collect();
+        println!("{:<24} {:>6} {:>14.2e} {order:>7} {:>12.2e}{machines}{}", r.function, r.seed, r.figures.difference, r.figures.linearity, if r.faults.is_empty() { "" } else { "  BAD" });
+    }
+    println!("relative errors in the Frobenius norm; {}", bounds());
+    let mut refusals: Vec<String> = vec![];
+    for r in &report.rows {
+        for (m, o) in &r.figures.machines {
+            if let Err(why) = o {
+                refusals.push(format!("{m} refuses {}: {why}", r.function));
             }
         }
     }
-    let mut draw = |f: &Function| -> Result<Vec<Tensor>, String> {
-        f.params.iter().map(|p| random.tensor(f.ty(p.var).dtype, &f.ty(p.var).sizes(&sizes).map_err(|e| e.to_string())?)).collect()
-    };
-    let (x, t, u) = (draw(f)?, draw(f)?, draw(f)?);
-    let along = |t: &[Tensor]| -> Vec<Tensor> {
-        let tangents = wrt.iter().filter_map(|n| f.params.iter().position(|p| p.name == *n)).map(|i| t[i].clone());
-        x.iter().cloned().chain(tangents).collect()
-    };
-    let tangents = |t: &[Tensor]| -> Result<Vec<f64>, String> {
-        let out = evaluate(g, &along(t), &sizes).map_err(|e| e.to_string())?;
-        let pairs = g.results.iter().zip(&out).skip(f.results.len());
-        Ok(pairs.flat_map(|(_, t)| t.to_f64()).collect())
-    };
-    let active: Vec<usize> = (0..f.results.len()).filter(|i| g.results.iter().any(|r| *r.name == format!("{}.t", f.results[*i].name))).collect();
-    let step = |h: f64| -> Result<Vec<f64>, String> {
-        let side = |h: f64| -> Result<Vec<f64>, String> {
-            let mut y = x.clone();
-            for n in wrt {
-                let Some(i) = f.params.iter().position(|p| p.name == *n) else { continue };
-                let moved: Vec<f64> = x[i].to_f64().iter().zip(t[i].to_f64()).map(|(x, t)| x + h * t).collect();
-                y[i] = Tensor::from_f64(DType::F64, x[i].shape(), &moved).map_err(|e| e.to_string())?;
-            }
-            let out = evaluate(f, &y, &sizes).map_err(|e| e.to_string())?;
-            Ok(active.iter().flat_map(|i| out[*i].to_f64()).collect())
-        };
-        Ok(side(h)?.iter().zip(side(-h)?).map(|(a, b)| if a == &b { 0.0 } else { (a - b) / (2.0 * h) }).collect())
-    };
-    let jt = tangents(&t)?;
-    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let apart = |a: &[f64], b: &[f64]| {
-        let d: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-        norm(&d) / if norm(b) > 1e-9 { norm(b) } else { 1.0 }
-    };
-    let (coarse, mid, fine) = (apart(&jt, &step(1e-3)?), apart(&jt, &step(5e-4)?), apart(&jt, &step(1e-5)?));
-    let order = (mid > 1e-11).then(|| (coarse / mid).log2());
-    let sum: Vec<Tensor> = t
+    refusals.dedup();
+    refusals.iter().for_each(|r| println!("{r}"));
+}
+
+fn print_json(report: &Report) {
+    let cases: Vec<_> = report
+        .rows
         .iter()
-        .zip(&u)
-        .map(|(t, u)| {
-            let v: Vec<f64> = t.to_f64().iter().zip(u.to_f64()).map(|(t, u)| t + 2.0 * u).collect();
-            Tensor::from_f64(DType::F64, t.shape(), &v).map_err(|e| e.to_string())
+        .map(|r| {
+            let error = |name: &str| r.figures.machines.iter().find(|m| m.0 == name).and_then(|m| m.1.as_ref().ok().map(|o| o.error));
+            let refused: Vec<String> = r.figures.machines.iter().filter_map(|(m, o)| o.as_ref().err().map(|e| format!("{m}: {e}"))).collect();
+            let dims: std::collections::BTreeMap<String, i64> = r.figures.sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+            json!({
+                "function": r.function, "seed": r.seed, "dims": dims, "difference": r.figures.difference, "order": r.figures.order, "linearity": r.figures.linearity,
+                "interp": error("interp"), "cpu": error("cpu"), "refused": refused, "good": r.faults.is_empty(),
+            })
         })
-        .collect::<Result<_, _>>()?;
-    let parts: Vec<f64> = jt.iter().zip(tangents(&u)?).map(|(a, b)| a + 2.0 * b).collect();
-    let args = along(&t);
-    let want = evaluate(g, &args, &sizes).map_err(|e| e.to_string())?;
-    let got = crate::machine::interp(g, &args, &sizes, DType::F64)?;
-    let interp = got.iter().zip(&want).map(|(g, w)| ir::tensor::relative_error(g, w)).fold(0.0, f64::max);
-    Ok((Case { interp, difference: fine.min(mid), order, linearity: apart(&tangents(&sum)?, &parts) }, sizes))
+        .collect();
+    let failures: Vec<&str> = report.rows.iter().filter_map(|r| r.failure.as_deref()).collect();
+    let errors: Vec<String> = report.errors.iter().map(|(f, e)| format!("{f}: {e}")).collect();
+    println!("{}", json!({"cases": cases, "failures": failures, "errors": errors}));
 }

@@ -1,7 +1,9 @@
 //! `compile`: block programs to objects and a manifest that says how to launch them.
 
-use pushforward::input::{Source, dims};
+use ir::tile::Program;
 use ir::types::DType;
+use pushforward::input::{Loaded, Source, dims, dims_of};
+use pushforward::pipeline::{self, Stage};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -29,34 +31,52 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    let f = a.source.load()?;
-    let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
+    let loaded = a.source.load_any()?;
     let target = if a.target == "cpu" { codegen::Target::host() } else { codegen::Target::named(&a.target) }.map_err(|e| e.to_string())?;
-    let fused = pushforward::machine::compile(&f, &dims(&a.dim)?, dtype)?;
+    std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
     let write = |name: String, bytes: &[u8]| -> Result<(), String> {
         let path = a.output.join(name);
         std::fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
     };
-    std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
-    if a.dump.is_some() {
-        let n = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
-        write("01-source.pf".into(), ir::text::print_function(&pushforward::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;
-        write("02-jvp.pf".into(), ir::text::print_function(&f).as_bytes())?;
-        write("03-simplify.pf".into(), ir::text::print_function(&n).as_bytes())?;
-    }
+    let (name, programs, notes): (String, Vec<Program>, Vec<String>) = match loaded {
+        Loaded::Programs(p) => {
+            dims(&a.dim)?;
+            (p.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), p, vec![])
+        }
+        Loaded::Function(f) => {
+            let options = pipeline::options(&dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
+            let mut stage = Stage::Function(f.clone());
+            if a.dump.is_some() {
+                write("01-source.pf".into(), ir::text::print_function(&pushforward::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;
+                write("02-jvp.pf".into(), ir::text::print_function(&f).as_bytes())?;
+            }
+            for step in pipeline::parse(&pipeline::MACHINE.map(String::from))? {
+                stage = pipeline::run(stage, &[step], &options, false)?.stage;
+                if let (Some(_), Stage::Function(f)) = (&a.dump, &stage) {
+                    write("03-simplify.pf".into(), ir::text::print_function(f).as_bytes())?;
+                }
+            }
+            let Stage::Programs(fused) = stage else { return Err("the pipeline ends before block programs".into()) };
+            (f.name.to_string(), fused.programs, fused.notes)
+        }
+    };
     let mut kernels = vec![];
-    for p in &fused.programs {
+    for p in &programs {
         let c = codegen::compile_with(p, &target, a.dump.is_some()).map_err(|e| e.to_string())?;
         write(format!("{}.o", p.name), &c.artifact.code)?;
         if a.dump.is_some() {
+            // The first for people, the second for `compile`, `explain` and `opt` to go on from.
             write(format!("04-{}.tile", p.name), p.to_string().as_bytes())?;
+            write(format!("04-{}.tile.json", p.name), serde_json::to_string_pretty(p).map_err(|e| e.to_string())?.as_bytes())?;
             write(format!("05-{}.mlir", p.name), c.dumps.mlir.as_bytes())?;
             write(format!("06-{}.ll", p.name), c.dumps.llvm.unwrap_or_default().as_bytes())?;
             write(format!("07-{}.s", p.name), c.dumps.assembly.unwrap_or_default().as_bytes())?;
         }
-        println!("{}.o  {} bytes", p.name, c.artifact.code.len());
+        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+        let t = c.timings;
+        println!("{}.o  {} bytes in {:.0} ms (planning and text {:.0}, MLIR {:.0}, LLVM {:.0})", p.name, c.artifact.code.len(), ms(t.emit + t.mlir + t.llvm), ms(t.emit), ms(t.mlir), ms(t.llvm));
         kernels.push(json!({"object": format!("{}.o", p.name), "signature": c.artifact.signature, "target": c.artifact.target}));
     }
-    let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": &*f.name, "kernels": kernels, "notes": fused.notes});
+    let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": name, "kernels": kernels, "notes": notes});
     write("manifest.json".into(), serde_json::to_string_pretty(&manifest).map_err(|e| e.to_string())?.as_bytes())
 }

@@ -1,8 +1,9 @@
 //! `explain`: which tangents are active, what was fused, what was refused and why, and what each kernel costs.
 
-use pushforward::input::{Source, dims};
 use ir::tile::cost::cost;
 use ir::types::DType;
+use passes::fuse::Fused;
+use pushforward::input::{Loaded, Source, dims, dims_of};
 use serde_json::json;
 
 /// Arguments of `explain`.
@@ -23,11 +24,15 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    let f = a.source.load()?;
-    let dims = dims(&a.dim)?;
-    let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
-    let fused = pushforward::machine::compile(&f, &dims, dtype)?;
-    let active: Vec<&str> = f.params.iter().filter(|p| p.name.contains(".t")).map(|p| &*p.name).collect();
+    let (name, active, dims, fused) = match a.source.load_any()? {
+        Loaded::Programs(programs) => (programs.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), vec![], dims(&a.dim)?, Fused { programs, notes: vec![] }),
+        Loaded::Function(f) => {
+            let dims = dims_of(&[&f], &a.dim)?;
+            let fused = pushforward::machine::compile(&f, &dims, DType::parse(&a.dtype).unwrap_or(DType::F32))?;
+            let active: Vec<String> = f.params.iter().filter(|p| p.name.contains(".t")).map(|p| p.name.to_string()).collect();
+            (f.name.to_string(), active, dims, fused)
+        }
+    };
     let mut kernels = vec![];
     for p in &fused.programs {
         let carried: Vec<usize> = p.body.iter().filter_map(|s| if let ir::tile::Stmt::For(l) = s { Some(l.carries.len()) } else { None }).collect();
@@ -37,10 +42,10 @@ pub fn run(a: &Args) -> Result<(), String> {
         let list: Vec<_> = kernels.iter().map(|(p, carried, c)| {
             json!({"name": &*p.name, "carried": carried, "flops": c.as_ref().map(|c| c.flops), "special": c.as_ref().map(|c| c.special), "bytes": c.as_ref().map(|c| c.bytes())})
         }).collect();
-        println!("{}", json!({"function": &*f.name, "tangents": active, "kernels": list, "notes": fused.notes}));
+        println!("{}", json!({"function": name, "tangents": active, "kernels": list, "notes": fused.notes}));
         return Ok(());
     }
-    println!("{}: {} kernel{}", f.name, fused.programs.len(), if fused.programs.len() == 1 { "" } else { "s" });
+    println!("{}: {} kernel{}", name, fused.programs.len(), if fused.programs.len() == 1 { "" } else { "s" });
     println!("  tangents: {}", if active.is_empty() { "none".into() } else { active.join(", ") });
     for (p, carried, c) in &kernels {
         println!("  {}: {}", p.name, match carried.as_slice() {

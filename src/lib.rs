@@ -3,3 +3,9 @@
 pub mod check;
 pub mod input;
 pub mod machine;
+pub mod pipeline;
+
+/// `docs/testing.md`, so that its examples are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/testing.md")]
+pub struct Testing;

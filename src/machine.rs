@@ -1,22 +1,23 @@
 //! Machines: a function, simplified and fused, on something that executes block programs.
 
+use crate::pipeline::{self, Stage};
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::Tensor;
 use ir::tile::{Program, interp, sequence};
 use ir::types::DType;
-use passes::fuse::{Fused, Options, fuse};
+use passes::fuse::Fused;
 use runtime::cache::{Cache, Source, key};
 use runtime::cpu::{Kernel, Pool};
 use std::collections::BTreeMap;
 
-/// The function as block programs, for inputs stored as `dtype`.
+/// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
-    let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, ..Options::default() };
-    let n = passes::simplify::normalize(f).map_err(|e| e.to_string())?;
-    crate::input::verify(&n, "simplify")?;
-    fuse(&n, &options).map_err(|e| e.to_string())
+    let steps = pipeline::parse(&pipeline::MACHINE.map(String::from))?;
+    match pipeline::run(Stage::Function(f.clone()), &steps, &pipeline::options(dims, dtype), false)?.stage {
+        Stage::Programs(p) => Ok(p),
+        Stage::Function(f) => Err(format!("`{}` is no block program yet", f.name)),
+    }
 }
 
 /// A function compiled for this CPU.
@@ -27,6 +28,14 @@ pub struct Compiled {
     pub kernels: Vec<Kernel>,
     /// Where each came from: the cache, or the compiler.
     pub sources: Vec<Source>,
+}
+
+impl Compiled {
+    /// Each kernel's name, and `cache` or `compiler`, whichever it is from.
+    pub fn origins(&self) -> Vec<(String, &'static str)> {
+        let from = |s: &Source| if *s == Source::Hit { "cache" } else { "compiler" };
+        self.fused.programs.iter().zip(&self.sources).map(|(p, s)| (p.name.to_string(), from(s))).collect()
+    }
 }
 
 /// Compiles for this CPU, through the cache.

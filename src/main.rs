@@ -2,12 +2,16 @@
 
 mod bench;
 mod compile;
+mod devices;
 mod explain;
 mod opt;
 mod run;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+
+#[global_allocator]
+static BLOCKS: runtime::memory::Lines = runtime::memory::Lines;
 
 #[derive(Parser)]
 #[command(
@@ -27,8 +31,8 @@ enum Command {
     /// Evaluate a program on tensors
     #[command(after_help = "Example: pushforward run examples/attention.pf --jvp q,k,v --dim B=1,H=2,I=5,J=7,D=4 --json")]
     Run(run::Args),
-    /// Check a program's JVP against finite differences, and its linearity
-    #[command(after_help = "Example: pushforward check examples/attention.pf --wrt q,k --cases 5")]
+    /// Check a program's JVP against finite differences, and every machine against the reference
+    #[command(after_help = "Example: pushforward check examples/attention.pf --wrt q,k --cases 5 --junit results.xml")]
     Check(pushforward::check::Args),
     /// Compile a program's kernels to objects
     #[command(after_help = "Example: pushforward compile examples/attention.pf --jvp q,k,v --dim D=64 -o out --dump all")]
@@ -40,8 +44,11 @@ enum Command {
     #[command(after_help = "Example: pushforward explain examples/attention.pf --jvp q,k,v --dim B=1,H=8,I=4096,J=4096,D=64")]
     Explain(explain::Args),
     /// Print a program after some passes
-    #[command(after_help = "Example: pushforward opt examples/attention.pf --jvp q,k,v")]
+    #[command(after_help = "Example: pushforward opt examples/attention.pf --pass jvp=q+k+v,simplify,fuse --dim D=64 --time")]
     Opt(opt::Args),
+    /// What there is to run on, with this CPU's measured peaks
+    #[command(after_help = "Example: pushforward devices --json")]
+    Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +59,7 @@ fn main() -> ExitCode {
         Command::Compile(a) => compile::run(&a),
         Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),
+        Command::Devices(a) => devices::run(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! `run`: a program on tensors.
 
-use pushforward::input::{Random, Source, dims, tensors};
+use pushforward::input::{Random, Source, dims_of, tensors};
 use pushforward::machine;
 use ir::tensor::Tensor;
 use ir::types::DType;
@@ -8,7 +8,9 @@ use safetensors::tensor::TensorView;
 use runtime::cache::Cache;
 use runtime::cpu::Pool;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Arguments of `run`.
 #[derive(clap::Args)]
@@ -45,7 +47,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         Some(p) => tensors(p)?,
         None => Default::default(),
     };
-    let mut bindings = f.bind(&|n| given.get(n).map(|t| t.shape().to_vec()), &dims(&a.dim)?)?;
+    let mut bindings = f.bind(&|n| given.get(n).map(|t| t.shape().to_vec()), &dims_of(&[&f], &a.dim)?)?;
     let mut random = Random(a.seed);
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::F64);
     let mut inputs = vec![];
@@ -58,7 +60,7 @@ pub fn run(a: &Args) -> Result<(), String> {
                 for s in ty.axes.iter().flat_map(|x| x.size.symbols()) {
                     bindings.entry(s).or_insert(8);
                 }
-                random.tensor(ty.dtype, &ty.sizes(&bindings).map_err(|e| e.to_string())?)?
+                random.draw(&f, p.var, &bindings)?
             }
         };
         if ty.dtype.is_float() != t.dtype().is_float() {
@@ -66,16 +68,17 @@ pub fn run(a: &Args) -> Result<(), String> {
         }
         inputs.push(if ty.dtype.is_float() { t.convert(dtype).convert(DType::F64) } else { t.convert(ty.dtype) });
     }
-    let start = std::time::Instant::now();
-    let out = match a.on.as_str() {
+    let start = Instant::now();
+    let (out, preparation, kernels) = match a.on.as_str() {
         "cpu" => {
             let c = machine::cpu(&f, &bindings, dtype, &Cache::from_env())?;
-            machine::run_cpu(&f, &c, &Pool::from_env(), &inputs, &bindings)?
+            let (pool, loaded) = (Pool::from_env(), start.elapsed().as_secs_f64());
+            (machine::run_cpu(&f, &c, &pool, &inputs, &bindings)?, loaded, c.origins())
         }
-        "interp" => machine::interp(&f, &inputs, &bindings, dtype)?,
-        _ => ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?,
+        "interp" => (machine::interp(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
+        _ => (ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?, 0.0, vec![]),
     };
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64() - preparation;
     if let Some(path) = &a.outputs {
         let bytes: Vec<Vec<u8>> = out.iter().map(Tensor::to_bytes).collect();
         let mut views = vec![];
@@ -97,10 +100,14 @@ pub fn run(a: &Args) -> Result<(), String> {
     }
     let norm = |t: &Tensor| t.to_f64().iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>().sqrt();
     if a.json {
-        let results: Vec<_> = f.results.iter().zip(&out).map(|(r, t)| json!({"name": &*r.name, "shape": t.shape(), "norm": norm(t)})).collect();
-        println!("{}", json!({"function": &*f.name, "on": a.on, "dims": bindings.iter().map(|(k, v)| (k.to_string(), *v)).collect::<std::collections::BTreeMap<_, _>>(), "seconds": seconds, "results": results}));
+        let results: Vec<_> = f.results.iter().zip(&out).map(|(r, t)| json!({"name": &*r.name, "dtype": t.dtype().name(), "shape": t.shape(), "norm": norm(t)})).collect();
+        let dims: BTreeMap<String, i64> = bindings.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        let kernels: Vec<_> = kernels.iter().map(|(name, from)| json!({"name": name, "from": from})).collect();
+        println!("{}", json!({"function": &*f.name, "on": a.on, "dtype": a.dtype, "dims": dims, "seconds": seconds, "preparation_seconds": preparation, "kernels": kernels, "results": results}));
     } else {
-        println!("{} on {}, {:.3} ms", f.name, a.on, seconds * 1e3);
+        let kernels: Vec<String> = kernels.iter().map(|(name, from)| format!("{name} from the {from}")).collect();
+        let prepared = if kernels.is_empty() { String::new() } else { format!(" (after {:.1} ms for {})", preparation * 1e3, kernels.join(", ")) };
+        println!("{} on {}, {:.3} ms{prepared}", f.name, a.on, seconds * 1e3);
         for (r, t) in f.results.iter().zip(&out) {
             println!("  {:<10} {:?}  norm {:.9e}", r.name, t.shape(), norm(t));
         }

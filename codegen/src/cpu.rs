@@ -15,7 +15,7 @@ use crate::text::{Int, Text, Ty};
 use crate::{Error, target::Target};
 use ir::artifact::{GridAxis, Signature};
 use ir::dim::Dim;
-use ir::tile::{AxisId, Constraint, Program, Role};
+use ir::tile::{Access, AxisId, Constraint, Program, Role};
 use ir::types::DType;
 use plan::{Group, Inline, Item, LoopPlan, Node, Place, Plan, Segment, V, Work};
 use std::collections::BTreeSet;
@@ -48,7 +48,7 @@ pub fn lower(p: &Program, target: &Target) -> Result<(String, Signature), Error>
         max_panels: plan.max_panels,
     };
     let axes = vec![Span { base: Int::K(0), valid: Int::K(0) }; p.axes.len()];
-    let mut e = Emit { plan: &plan, t: Text::new(), helpers: BTreeSet::new(), axes, record: None, dims: signature.dims.clone() };
+    let mut e = Emit { plan: &plan, t: Text::new(), helpers: BTreeSet::new(), axes, record: None, dims: signature.dims.clone(), past_caches: false };
     e.kernel(&signature.grid)?;
     let Emit { t, helpers, .. } = e;
     let mut text = String::from("module {\n");
@@ -78,6 +78,8 @@ struct Emit<'p> {
     /// The panel's record.
     record: Option<String>,
     dims: Vec<ir::dim::Name>,
+    /// Whether whole vectors are stored past the caches, at aligned addresses; scratch memory may then be read at any.
+    past_caches: bool,
 }
 
 impl Emit<'_> {
@@ -123,6 +125,18 @@ impl Emit<'_> {
         let d = product(self, Int::K(below), &divisors)?;
         let s = sum.unwrap_or(Int::K(0));
         Ok(if d == Int::K(1) { s } else { self.on_entry("divsi", &s, &d) })
+    }
+    /// Whether what the program writes is more than the last-level cache holds.
+    fn overflows_caches(&mut self) -> Result<String, Error> {
+        let mut bytes = Int::K(0);
+        for b in self.plan.p.buffers.iter().filter(|b| b.access == Access::Output) {
+            let elements = b.shape.iter().fold(Dim::fixed(1), |n, d| &n * d);
+            let elements = self.dim(&elements)?;
+            let more = self.on_entry("muli", &elements, &Int::from(b.dtype.bytes()));
+            bytes = self.on_entry("addi", &bytes, &more);
+        }
+        let (bytes, most) = (self.t.name(&bytes), self.t.name(&Int::from(self.plan.llc)));
+        Ok(self.t.entry(format!("arith.cmpi sgt, {bytes}, {most} : i64")))
     }
     fn on_entry(&mut self, op: &str, a: &Int, b: &Int) -> Int {
         match (op, a, b) {
@@ -237,6 +251,19 @@ impl Emit<'_> {
         body(self)?;
         self.t.line("}");
         Ok(())
+    }
+
+    /// Elements of the panel's vectors that hold something.
+    fn lanes_in_use(&mut self, lane: AxisId) -> Int {
+        let (vl, width) = (Int::from(self.plan.vl), Int::from(self.plan.width));
+        match self.axes[lane.index()].valid.clone() {
+            Int::V(n) if self.plan.panels => {
+                let vectors = self.t.ceil_div(&Int::V(n), &vl);
+                let n = self.t.mul(&vectors, &vl);
+                self.t.min(&n, &width)
+            }
+            _ => width,
+        }
     }
 
     fn segments(&mut self, body: &[Segment], panels: &Int, within: &[Constraint]) -> Result<(), Error> {

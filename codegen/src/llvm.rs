@@ -33,10 +33,11 @@ pub fn compile(module: &melior::ir::Module, target: &Target, texts: bool) -> Res
     llvm.set_data_layout(&machine.get_target_data().get_data_layout());
     llvm.run_passes("function(early-cse)", &machine, PassBuilderOptions::create()).map_err(|e| Error::Llvm(e.to_string()))?;
     self_contained(&llvm)?;
-    let emit = |kind| machine.write_to_memory_buffer(&llvm, kind).map_err(|e| Error::Llvm(e.to_string()));
-    let assembly = if texts { Some(String::from_utf8_lossy(emit(FileType::Assembly)?.as_slice()).trim_end_matches('\0').to_string()) } else { None };
+    let emit = |module: &Module, kind| machine.write_to_memory_buffer(module, kind).map_err(|e| Error::Llvm(e.to_string()));
     let text = texts.then(|| llvm.print_to_string().to_string());
-    Ok(Code { object: emit(FileType::Object)?.as_slice().to_vec(), llvm: text, assembly })
+    // Code generation changes the module, so that a second one gives other code: the assembly is made from a copy.
+    let assembly = if texts { Some(String::from_utf8_lossy(emit(&llvm.clone(), FileType::Assembly)?.as_slice()).trim_end_matches('\0').to_string()) } else { None };
+    Ok(Code { object: emit(&llvm, FileType::Object)?.as_slice().to_vec(), llvm: text, assembly })
 }
 
 fn translate<'c>(module: &melior::ir::Module, context: &'c Context) -> Result<Module<'c>, Error> {
@@ -63,7 +64,7 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 
 /// Nothing but our own functions and intrinsics that are instructions may be called: the object is loaded without a linker.
 fn self_contained(module: &Module) -> Result<(), Error> {
-    const KNOWN: [&str; 8] = ["llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
+    const KNOWN: [&str; 9] = ["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
     for f in module.get_functions().filter(|f| f.count_basic_blocks() == 0) {
         let name = f.get_name().to_string_lossy().into_owned();
         if !KNOWN.iter().any(|k| name.starts_with(k)) {

@@ -20,6 +20,8 @@ pub struct Target {
     pub l1: usize,
     /// Bytes of the second-level cache.
     pub l2: usize,
+    /// Bytes of the last-level cache. What a kernel writes beyond that goes past the caches.
+    pub llc: usize,
     /// The accumulator tile of dots: rows, and vectors side by side.
     pub micro: Micro,
 }
@@ -53,6 +55,9 @@ impl Target {
         if let Some(n) = cache_bytes(2) {
             t.l2 = n;
         }
+        if let Some(n) = cache_bytes(3) {
+            t.llc = n;
+        }
         Ok(t)
     }
 
@@ -80,11 +85,12 @@ impl Target {
             registers: 16,
             l1: 32 << 10,
             l2: 512 << 10,
+            llc: 16 << 20,
             micro: Micro { rows: 4, vectors: 3 },
         }
     }
     fn avx512(cpu: &str) -> Target {
-        Target { vector_bytes: 64, registers: 32, l2: 1 << 20, micro: Micro { rows: 8, vectors: 3 }, ..Target::avx2(cpu) }
+        Target { vector_bytes: 64, registers: 32, l2: 1 << 20, llc: 32 << 20, micro: Micro { rows: 8, vectors: 3 }, ..Target::avx2(cpu) }
     }
 
     /// For [`ir::artifact::Artifact::target`]: processor and what decides the code.

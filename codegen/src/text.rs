@@ -181,6 +181,10 @@ impl Text {
     pub fn rem(&mut self, a: &Int, b: &Int) -> Int {
         if *b == Int::K(1) { Int::K(0) } else { self.binary("remsi", a, b, |a, b| a % b) }
     }
+    /// The bits of `a` that `mask` has.
+    pub fn bits(&mut self, a: &Int, mask: i64) -> Int {
+        self.binary("andi", a, &Int::K(mask), |a, b| a & b)
+    }
     /// `⌈a / k⌉` for `a` not negative.
     pub fn ceil_div(&mut self, a: &Int, k: &Int) -> Int {
         if *k == Int::K(1) {

@@ -3,7 +3,7 @@
 use crate::diagnostic::{Error, Span};
 use crate::dim::{Dim, Name};
 use crate::graph::{Eqn, Function, Port, Var, VarInfo};
-use crate::prim::{Elementwise, Literal, Movement, Prim, ReduceKind};
+use crate::prim::{Call, Callee, Elementwise, Literal, Movement, Prim, ReduceKind};
 use crate::types::{Axis, DType, Type};
 use std::collections::HashMap;
 
@@ -158,6 +158,13 @@ impl Builder {
     pub fn permute(&mut self, x: Var, axes: &[Name]) -> Result<Var> {
         let same = self.ty(x).axes.iter().map(|a| &a.name).eq(axes);
         if same { Ok(x) } else { self.movement(Movement::Permute(axes.to_vec()), &[x]) }
+    }
+    /// `f(args)`: all results.
+    ///
+    /// # Errors
+    /// Operands that have not exactly the parameters' types.
+    pub fn call(&mut self, f: &Callee, args: &[Var]) -> Result<Vec<Var>> {
+        (0..f.results.len()).map(|result| self.push(Prim::Call(Call { function: f.clone(), result }), args)).collect()
     }
     /// The operand without a tangent.
     pub fn stop_gradient(&mut self, x: Var) -> Result<Var> {

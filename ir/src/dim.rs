@@ -21,10 +21,26 @@ pub struct Dim(Vec<Term>);
 
 /// One monomial: `num/den · Π name^power`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 struct Term {
     powers: Vec<(Name, i32)>,
     num: i64,
     den: i64,
+}
+
+/// A term as a file has it, before it is believed.
+#[derive(Deserialize)]
+struct Written {
+    powers: Vec<(Name, i32)>,
+    num: i64,
+    den: i64,
+}
+
+impl TryFrom<Written> for Term {
+    type Error = String;
+    fn try_from(w: Written) -> Result<Term, String> {
+        if w.den < 1 { Err(format!("a size with denominator {}", w.den)) } else { Ok(Term { powers: w.powers, num: w.num, den: w.den }) }
+    }
 }
 
 /// Why a [`Dim`] has no number.

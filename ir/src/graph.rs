@@ -2,7 +2,7 @@
 
 use crate::diagnostic::Span;
 use crate::dim::{Bindings, Dim, Name};
-use crate::prim::Prim;
+use crate::prim::{Callee, Prim};
 use crate::types::{Axis, Type};
 use serde::{Deserialize, Serialize};
 
@@ -86,9 +86,22 @@ impl Function {
     /// Dimension names in types and operations, sorted.
     pub fn dims(&self) -> Vec<Name> {
         let mut names: Vec<Name> = self.vars.iter().flat_map(|v| v.ty.axes.iter().flat_map(|a| a.size.symbols())).collect();
+        self.callees().iter().for_each(|f| names.extend(f.dims()));
         names.sort();
         names.dedup();
         names
+    }
+    /// Functions that this one calls, in order of first call, each once; not what they call in turn.
+    pub fn callees(&self) -> Vec<Callee> {
+        let mut all: Vec<Callee> = vec![];
+        for e in &self.eqns {
+            if let Prim::Call(c) = &e.op {
+                if !all.contains(&c.function) {
+                    all.push(c.function.clone());
+                }
+            }
+        }
+        all
     }
     /// Numbers for the dimension names in parameter shapes, from actual shapes.
     ///
@@ -137,13 +150,12 @@ impl Function {
     /// The same function with dimension names replaced by numbers.
     pub fn specialize(&self, b: &Bindings) -> Function {
         let mut f = self.clone();
-        for v in &mut f.vars {
-            v.ty.axes.iter_mut().for_each(|a| a.size = a.size.bind(b));
-        }
-        for e in &mut f.eqns {
-            e.op.map_dims(&|d| d.bind(b));
-        }
+        f.map_dims(&|d| d.bind(b));
         f
+    }
+    fn map_dims(&mut self, f: &dyn Fn(&Dim) -> Dim) {
+        self.vars.iter_mut().flat_map(|v| &mut v.ty.axes).for_each(|a| a.size = f(&a.size));
+        self.eqns.iter_mut().for_each(|e| e.op.map_dims(f));
     }
 }
 
@@ -168,6 +180,11 @@ impl Prim {
                 Index { at, .. } => *at = f(at),
                 Permute(_) => {}
             },
+            Prim::Call(c) => {
+                let mut callee = (*c.function.0).clone();
+                callee.map_dims(f);
+                c.function = Callee(callee.into());
+            }
             Prim::Elementwise(_) | Prim::Reduce(..) | Prim::Contract(_) | Prim::Constant(_) | Prim::StopGradient => {}
         }
     }

@@ -5,6 +5,7 @@ use crate::dim::{Dim, Name};
 use crate::types::{Axis, DType, Type};
 use serde::{Deserialize, Serialize};
 
+pub mod call;
 pub mod contract;
 pub mod elementwise;
 pub mod movement;
@@ -12,6 +13,7 @@ pub mod reduce;
 pub mod transpose;
 
 pub use crate::tile::ReduceKind;
+pub use call::{Call, Callee};
 pub use elementwise::{Elementwise, Kind};
 pub use movement::Movement;
 
@@ -34,6 +36,8 @@ pub enum Prim {
     Iota(Axis),
     /// The operand; has no tangent.
     StopGradient,
+    /// One result of a function.
+    Call(Call),
 }
 
 /// A constant: a number with an element type. Compared by bits.
@@ -68,6 +72,7 @@ impl Prim {
             Prim::Size(..) => "size",
             Prim::Iota(_) => "iota",
             Prim::StopGradient => "stop_gradient",
+            Prim::Call(_) => "call",
         }
     }
 
@@ -80,6 +85,7 @@ impl Prim {
             Prim::Elementwise(e) => e.arity(),
             Prim::Contract(_) => 2,
             Prim::Movement(m) => return m.infer(args),
+            Prim::Call(c) => return c.infer(args),
             Prim::Reduce(..) | Prim::StopGradient => 1,
             Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) => 0,
         };
@@ -93,7 +99,7 @@ impl Prim {
             }
             Prim::Reduce(_, axes) => reduce::infer(args[0], axes),
             Prim::Contract(axes) => contract::infer(args[0], args[1], axes),
-            Prim::Movement(_) => Err(Mismatch::new("unreachable".into())),
+            Prim::Movement(_) | Prim::Call(_) => Err(Mismatch::new("unreachable".into())),
             Prim::Constant(c) => Ok(Type::scalar(c.dtype)),
             Prim::Size(_, d) => Ok(Type::scalar(*d)),
             Prim::Iota(a) => Ok(Type::new(DType::I32, vec![a.clone()])),

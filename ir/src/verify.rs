@@ -6,7 +6,8 @@
 //! 3. Parameter names are unique, result names are unique, and a name in both means one value.
 //! 4. An axis name has one size in a function, and stands at most once in a type.
 //! 5. A name that is an axis's and also stands in sizes means the size of that axis.
-//! 6. Names of the function, its ports, axes and dimensions can be written in the text form; an axis may also be called by
+//! 6. All of this holds of the functions that it calls.
+//! 7. Names of the function, its ports, axes and dimensions can be written in the text form; an axis may also be called by
 //!    its number.
 
 use crate::diagnostic::Error;
@@ -25,6 +26,9 @@ pub fn verify(f: &Function) -> Result<(), Vec<Error>> {
     definitions(f, &mut errors);
     ports(f, &mut errors);
     axes(f, &mut errors);
+    for c in f.callees() {
+        errors.extend(verify(&c).err().into_iter().flatten().map(|e| Error { message: format!("in `{}`: {}", c.name, e.message), ..e }));
+    }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
@@ -73,7 +77,7 @@ fn definitions(f: &Function, errors: &mut Vec<Error>) {
     }
 }
 
-/// Invariant 3, and 6 for the names of the function and its ports.
+/// Invariant 3, and 7 for the names of the function and its ports.
 fn ports(f: &Function, errors: &mut Vec<Error>) {
     if !is_word(&f.name) {
         errors.push(Error::new(format!("the function's name {:?} cannot be written", f.name)));
@@ -94,7 +98,7 @@ fn ports(f: &Function, errors: &mut Vec<Error>) {
     }
 }
 
-/// Invariants 4 and 5, and 6 for axes and dimensions. One message for each name.
+/// Invariants 4 and 5, and 7 for axes and dimensions. One message for each name.
 fn axes(f: &Function, errors: &mut Vec<Error>) {
     let mut sizes: BTreeMap<&Name, &Dim> = BTreeMap::new();
     let mut dims: BTreeSet<Name> = BTreeSet::new();

@@ -8,7 +8,7 @@ pub mod remat;
 pub mod transpose;
 pub mod vjp;
 
-pub use jvp::jvp;
+pub use jvp::{Bend, jvp, jvp_with};
 pub use linearize::linearize;
 pub use transpose::transpose;
 pub use vjp::vjp;

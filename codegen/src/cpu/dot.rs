@@ -13,7 +13,7 @@ use crate::text::{Int, Ty};
 use ir::prim::Elementwise;
 use ir::tile::AxisId;
 use ir::types::DType;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows and vectors of an accumulator tile, and where it stands.
 struct Tile<'a> {
@@ -55,12 +55,28 @@ impl Emit<'_> {
         let v = plan.micro.vectors.min(chunks);
         let main = chunks / v * v;
         let at = index.clone();
-        for (from, to, vectors) in [(0, main, v), (main, chunks, 1)] {
-            self.looped(&Int::from(from * vl), &Int::from(to * vl), (vectors * vl) as i64, |e, lane| {
+        let range = |e: &mut Self, from: &Int, to: &Int, vectors: usize| {
+            e.looped(from, to, (vectors * vl) as i64, |e, lane| {
                 let tile = Tile { dot: d, out, rows, vectors, lane, ty };
                 e.looped(&Int::K(0), &count, rows as i64, |e, i| e.dot_tile(&tile, &at, &i))
-            })?;
+            })
+        };
+        let whole = |e: &mut Self| {
+            range(e, &Int::K(0), &Int::from(main * vl), v)?;
+            range(e, &Int::from(main * vl), &Int::from(chunks * vl), 1)
+        };
+        // A panel of which less exists is done vector by vector: a narrow tile costs little, vectors that nobody looks at cost all.
+        let lane = plan.lanes.ok_or_else(|| Error::Internal("a dot without a lane axis".into()))?;
+        let exist = self.lanes_in_use(lane);
+        if v == 1 || matches!(exist, Int::K(_)) {
+            return whole(self);
         }
+        let full = self.t.compare("sgt", &exist, &Int::from((chunks - 1) * vl));
+        self.t.line(format_args!("scf.if {full} {{"));
+        whole(self)?;
+        self.t.line("} else {");
+        range(self, &Int::K(0), &exist, 1)?;
+        self.t.line("}");
         Ok(())
     }
 
@@ -92,7 +108,7 @@ impl Emit<'_> {
     fn dot_start(&mut self, tile: &Tile, outer: &[(AxisId, Int)], first: &Int) -> Result<Vec<String>, Error> {
         let plan = self.plan;
         let dtype = plan.values[tile.out].dtype;
-        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes };
+        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes, ahead: BTreeMap::new() };
         let mut shared = Known::at(outer.to_vec(), (0..tile.vectors).map(|j| self.t.add(&tile.lane, &Int::from(j * plan.vl))).collect());
         let mut accs = vec![];
         for i in 0..tile.rows {

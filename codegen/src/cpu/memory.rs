@@ -272,6 +272,13 @@ impl Emit<'_> {
         self.t.at(p, memory_elem(d), elements)
     }
 
+    /// The same, where that may lie outside of the buffer.
+    pub(super) fn anywhere(&mut self, p: &str, view: &View, elements: &Int) -> String {
+        let elem = memory_elem(self.plan.p.buffers[view.buffer.index()].dtype);
+        let i = self.t.name(elements);
+        self.t.op(format_args!("llvm.getelementptr {p}[{i}] : (!llvm.ptr, i64) -> !llvm.ptr, {elem}"))
+    }
+
     /// Loads a vector (or scalar) from memory. Of a vector, only the first `count` elements are touched.
     pub(super) fn load(&mut self, p: &str, d: DType, to: DType, lanes: Option<usize>, count: Option<&Int>) -> String {
         let (Some(vl), Some(count)) = (lanes, count.filter(|c| !matches!(c, Int::K(k) if lanes.is_some_and(|n| *k >= n as i64)))) else {
@@ -314,7 +321,10 @@ impl Emit<'_> {
         let raw = raw(d, lanes);
         let plain = format!("llvm.store {x}, {p} {{alignment = {} : i64}} : {raw}, !llvm.ptr", d.bytes());
         let (Some(vl), Some(count)) = (lanes, count.filter(|c| !matches!(c, Int::K(k) if lanes.is_some_and(|n| *k >= n as i64)))) else {
-            self.t.line(plain);
+            match lanes {
+                Some(vl) if self.past_caches => self.t.line(format_args!("llvm.store {x}, {p} {{alignment = {} : i64, nontemporal}} : {raw}, !llvm.ptr", vl * d.bytes())),
+                _ => self.t.line(plain),
+            }
             return;
         };
         let known = matches!(count, Int::K(_));
@@ -463,7 +473,7 @@ impl Emit<'_> {
     /// Loads from scratch memory.
     pub(super) fn get(&mut self, p: &str, d: DType, lanes: Option<usize>) -> String {
         let ty = Ty::of(if d == DType::Bool { DType::I32 } else { d }, lanes);
-        let align = lanes.unwrap_or(1) * self.plan.bytes(d);
+        let align = lanes.filter(|_| !self.past_caches).unwrap_or(1) * self.plan.bytes(d);
         let x = self.t.op(format_args!("llvm.load {p} {{alignment = {align} : i64}} : !llvm.ptr -> {ty}"));
         if d == DType::Bool { scalar::convert(&mut self.t, lanes, DType::I32, DType::Bool, &x) } else { x }
     }
@@ -471,7 +481,7 @@ impl Emit<'_> {
     pub(super) fn put(&mut self, x: &str, p: &str, d: DType, lanes: Option<usize>) {
         let x = if d == DType::Bool { scalar::convert(&mut self.t, lanes, DType::Bool, DType::I32, x) } else { x.to_string() };
         let ty = Ty::of(if d == DType::Bool { DType::I32 } else { d }, lanes);
-        let align = lanes.unwrap_or(1) * self.plan.bytes(d);
+        let align = lanes.filter(|_| !self.past_caches).unwrap_or(1) * self.plan.bytes(d);
         self.t.line(format_args!("llvm.store {x}, {p} {{alignment = {align} : i64}} : {ty}, !llvm.ptr"));
     }
 }

@@ -10,9 +10,9 @@ use crate::Error;
 use crate::scalar;
 use crate::text::{Int, Ty};
 use ir::prim::Elementwise;
-use ir::tile::{AxisId, Constraint, LOWEST, ReduceKind};
+use ir::tile::{AxisId, Constraint, LOWEST, ReduceKind, View};
 use ir::types::DType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// One vector along the contiguous axis.
 #[derive(Clone)]
@@ -67,7 +67,8 @@ impl Emit<'_> {
                 if plan.panels && Some(a) == plan.lanes && !memory {
                     // One vector at a time, all rows of it: accumulators and row statistics stay in registers.
                     let levels = self.levels(n, false);
-                    return self.looped(&Int::K(0), &Int::from(plan.width), vl, |e, offset| {
+                    let exist = self.lanes_in_use(a);
+                    return self.looped(&Int::K(0), &exist, vl, |e, offset| {
                         known.strip = Some(vec![Chunk { offset, count: None }]);
                         e.level(n, &levels, known, vec![]).map(drop)
                     });
@@ -175,39 +176,20 @@ impl Emit<'_> {
             }
             Level::Vectors => {
                 self.preload(n, &mut known)?;
-                let Some(a) = n.vec else { return Err(Error::Internal("a loop over vectors without an axis".into())) };
-                let vl = self.plan.vl as i64;
-                let u = self.unroll(n) as i64;
-                let valid = self.axes[a.index()].valid.clone();
-                let whole = self.t.div(&valid, &Int::K(vl));
-                let whole = self.t.mul(&whole, &Int::K(vl));
-                let main = self.t.div(&valid, &Int::K(u * vl));
-                let main = self.t.mul(&main, &Int::K(u * vl));
-                let left = self.t.sub(&valid, &whole);
-                let mut accs = accs;
-                let width = if types.is_empty() { 1 } else { accs.len() / Self::reductions(n).count() };
-                for (from, to, chunks, count) in [(Int::K(0), main.clone(), u, None), (main, whole.clone(), 1, None), (whole, valid, 1, Some(left))] {
-                    if from == to || (u == 1 && chunks == 1 && count.is_none() && from != Int::K(0)) {
-                        continue;
-                    }
-                    // Where one vector is done at a time, only the first accumulator of each reduction takes part.
-                    let part: Vec<usize> = (0..accs.len()).filter(|k| chunks > 1 || k % width == 0).collect();
-                    let carried = part.iter().map(|k| (accs[*k].clone(), types[*k])).collect();
-                    let out = self.carrying(&from, &to, chunks * vl, carried, |e, i, inside| {
-                        let mut known = known.clone();
-                        let mut strip = vec![];
-                        for j in 0..chunks {
-                            let offset = e.t.add(&i, &Int::K(j * vl));
-                            strip.push(Chunk { offset, count: count.clone() });
-                        }
-                        known.strip = Some(strip);
-                        e.level(n, rest, known, inside)
-                    })?;
-                    for (k, v) in part.into_iter().zip(out) {
-                        accs[k] = v;
-                    }
+                self.preload_uniform(n, &mut known)?;
+                if accs.is_empty()
+                    && let Some((pays, head)) = self.past_caches(n, &known)?
+                {
+                    self.t.line(format_args!("scf.if {pays} {{"));
+                    self.past_caches = true;
+                    self.vectors(n, rest, &known, vec![], &types, &head)?;
+                    self.past_caches = false;
+                    self.t.line("} else {");
+                    self.vectors(n, rest, &known, vec![], &types, &Int::K(0))?;
+                    self.t.line("}");
+                    return Ok(accs);
                 }
-                Ok(accs)
+                self.vectors(n, rest, &known, accs, &types, &Int::K(0))
             }
             Level::Accumulate => {
                 let inner = n.vec.is_some_and(|a| n.reduced.as_ref().is_some_and(|r| r.contains(&a)));
@@ -246,6 +228,105 @@ impl Emit<'_> {
                 Ok(accs)
             }
         }
+    }
+
+    /// The loop over vectors: `head` elements, then whole vectors, first several per iteration, then the rest.
+    fn vectors(&mut self, n: &Nest, rest: &[Level], known: &Known, mut accs: Vec<String>, types: &[Ty], head: &Int) -> Result<Vec<String>, Error> {
+        let Some(a) = n.vec else { return Err(Error::Internal("a loop over vectors without an axis".into())) };
+        let vl = self.plan.vl as i64;
+        let u = self.unroll(n) as i64;
+        let valid = self.axes[a.index()].valid.clone();
+        let body = self.t.sub(&valid, head);
+        let multiple = |e: &mut Self, k: i64| {
+            let n = e.t.div(&body, &Int::K(k));
+            let n = e.t.mul(&n, &Int::K(k));
+            e.t.add(head, &n)
+        };
+        let (whole, main) = (multiple(self, vl), multiple(self, u * vl));
+        let left = self.t.sub(&valid, &whole);
+        let width = if types.is_empty() { 1 } else { accs.len() / Self::reductions(n).count() };
+        let ranges = [
+            (Int::K(0), head.clone(), 1, Some(head.clone())),
+            (head.clone(), main.clone(), u, None),
+            (main, whole.clone(), 1, None),
+            (whole, valid, 1, Some(left)),
+        ];
+        for (from, to, chunks, count) in ranges {
+            if from == to || (u == 1 && chunks == 1 && count.is_none() && from != *head) {
+                continue;
+            }
+            // Where one vector is done at a time, only the first accumulator of each reduction takes part.
+            let part: Vec<usize> = (0..accs.len()).filter(|k| chunks > 1 || k % width == 0).collect();
+            let carried = part.iter().map(|k| (accs[*k].clone(), types[*k])).collect();
+            let out = self.carrying(&from, &to, chunks * vl, carried, |e, i, inside| {
+                let mut known = known.clone();
+                let mut strip = vec![];
+                for j in 0..chunks {
+                    let offset = e.t.add(&i, &Int::K(j * vl));
+                    strip.push(Chunk { offset, count: count.clone() });
+                }
+                known.strip = Some(strip);
+                e.level(n, rest, known, inside)
+            })?;
+            for (k, v) in part.into_iter().zip(out) {
+                accs[k] = v;
+            }
+        }
+        Ok(accs)
+    }
+
+    /// When the stores of a row go past the caches: the program writes more than they hold, and behind the same number of
+    /// elements (which is given too, less than a vector) all rows that are stored are aligned to vectors. A line that is stored
+    /// whole then needs not be read first.
+    fn past_caches(&mut self, n: &Nest, known: &Known) -> Result<Option<(String, Int)>, Error> {
+        let mut rows = vec![];
+        for (k, item) in n.items.iter().enumerate() {
+            if let (Node::Store(view, _), Some(p)) = (&item.node, &known.rows[k]) {
+                if !n.vec.is_some_and(|a| view.stride(a).is_some_and(|s| s.is_one())) {
+                    return Ok(None);
+                }
+                rows.push((p.clone(), self.plan.p.buffers[view.buffer.index()].dtype.bytes() as i64));
+            }
+        }
+        let vl = self.plan.vl as i64;
+        if rows.is_empty() || rows.iter().any(|(_, bytes)| vl * bytes < 16) {
+            return Ok(None);
+        }
+        let mut pays = self.overflows_caches()?;
+        let mut head = Int::K(0);
+        for (k, (p, bytes)) in rows.iter().enumerate() {
+            let at = Int::V(self.t.op(format_args!("llvm.ptrtoint {p} : !llvm.ptr to i64")));
+            if k == 0 {
+                let up = self.t.sub(&Int::K(0), &at);
+                let up = self.t.bits(&up, vl * bytes - 1);
+                head = self.t.div(&up, &Int::K(*bytes));
+            }
+            let up = self.t.mul(&head, &Int::K(*bytes));
+            let start = self.t.add(&at, &up);
+            let beside = self.t.bits(&start, vl * bytes - 1);
+            let aligned = self.t.compare("eq", &beside, &Int::K(0));
+            pays = self.t.op(format_args!("arith.andi {pays}, {aligned} : i1"));
+        }
+        Ok(Some((pays, head)))
+    }
+
+    /// Loads what is the same in all vectors of a row.
+    fn preload_uniform(&mut self, n: &Nest, known: &mut Known) -> Result<(), Error> {
+        let own: Vec<V> = n.items.iter().filter_map(|i| i.out).collect();
+        for v in n.items.iter().flat_map(|i| self.plan.operands(i)) {
+            let value = &self.plan.values[v];
+            let here = value.axes.iter().all(|a| known.index.iter().any(|(x, _)| x == a));
+            if own.contains(&v) || value.inline.is_some() || !here || known.values.contains_key(&(v, 0)) {
+                continue;
+            }
+            let p = self.slot(v, &known.index, &Int::K(0))?;
+            let x = self.get(&p, value.dtype, None);
+            let x = self.t.splat(&x, Ty::of(value.dtype, self.nest_lanes(n)));
+            for k in 0..self.unroll(n) {
+                known.values.insert((v, k), x.clone());
+            }
+        }
+        Ok(())
     }
 
     fn identity(&mut self, k: ReduceKind, ty: Ty) -> String {
@@ -367,6 +448,13 @@ impl Emit<'_> {
             let mut r = 0;
             for (k, item) in n.items.iter().enumerate() {
                 let x = match &item.node {
+                    Node::Map(Elementwise::Div, args) if self.inverse(n, args[1]).is_some() => {
+                        let x = self.operand(n, &mut known, args[0], c)?;
+                        let d = self.plan.values[args[0]].dtype;
+                        let y = self.inverse(n, args[1]).unwrap_or(1.0);
+                        let y = self.t.number(Ty::of(d, lanes), y);
+                        scalar::emit(&mut self.t, Elementwise::Mul, lanes, &[d, d], &[x, y])?
+                    }
                     Node::Map(op, args) => {
                         let from: Vec<DType> = args.iter().map(|a| self.plan.values[*a].dtype).collect();
                         let mut x = vec![];
@@ -384,6 +472,9 @@ impl Emit<'_> {
                             let x = self.load(&p, d, to, None, None);
                             self.t.splat(&x, Ty::of(to, lanes))
                         } else {
+                            if let Some(v) = item.out {
+                                self.ahead(n, v, view, &p, c, chunk)?;
+                            }
                             let p = self.behind(&p, view, &chunk.offset);
                             self.load(&p, d, to, lanes, chunk.count.as_ref())
                         }
@@ -439,6 +530,37 @@ impl Emit<'_> {
             }
         }
         Ok(accs)
+    }
+
+    /// 1/v for vectors that are divided by a known number: a division of a vector takes as long as ten products. Scalars are divided, so
+    /// that a mean is exact where it can be.
+    fn inverse(&self, n: &Nest, v: V) -> Option<f64> {
+        let value = &self.plan.values[v];
+        let x = match value.inline.as_ref()? {
+            Inline::Const(x) => *x,
+            Inline::Size(d) => d.as_fixed()? as f64,
+            Inline::Position(_) => return None,
+        };
+        let normal = (1e-30..1e30).contains(&x.abs());
+        (n.vec.is_some() && value.dtype.is_float() && normal).then_some(1.0 / x)
+    }
+
+    /// Fetches this nest's quarters of the next row of a load into the second-level cache; `row` is where this row starts. Of the four
+    /// vectors of an iteration as many fetch one as there are quarters.
+    fn ahead(&mut self, n: &Nest, v: V, view: &View, row: &str, c: usize, chunk: &Chunk) -> Result<(), Error> {
+        let Some((&next, &(first, quarters))) = self.plan.serial.last().zip(n.ahead.get(&v)) else { return Ok(()) };
+        let (Some(s), None, true) = (view.stride(next), &chunk.count, c < quarters && self.unroll(n) == 4) else { return Ok(()) };
+        let valid = n.vec.map_or(Int::K(0), |a| self.axes[a.index()].valid.clone());
+        let s = self.dim(s)?;
+        let start = self.t.mul(&valid, &Int::from(first));
+        let i = self.t.mul(&chunk.offset, &Int::from(quarters));
+        let start = self.t.add(&i, &start);
+        let start = self.t.div(&start, &Int::K(4));
+        let start = self.t.add(&start, &Int::from(c * self.plan.vl - c * self.plan.vl * quarters / 4));
+        let start = self.t.add(&start, &s);
+        let q = self.anywhere(row, view, &start);
+        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = 2 : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+        Ok(())
     }
 
     /// Where a constraint holds.
@@ -503,7 +625,7 @@ impl Emit<'_> {
         }
         let Some(crossed) = crossed else { return Ok(()) };
         let value = &self.plan.values[out];
-        let nest = Nest { items: vec![item.clone()], domain: value.axes.iter().copied().collect(), reduced: None, vec: value.vec };
+        let nest = Nest { items: vec![item.clone()], domain: value.axes.iter().copied().collect(), reduced: None, vec: value.vec, ahead: BTreeMap::new() };
         self.when(&crossed, |e| e.nest(&nest))
     }
 }

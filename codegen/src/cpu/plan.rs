@@ -7,6 +7,8 @@
 
 #![allow(missing_docs)] // fields say what they are
 
+mod sink;
+
 use crate::Error;
 use crate::target::{Micro, Target};
 use ir::dim::Dim;
@@ -97,6 +99,8 @@ pub struct Nest {
     pub domain: BTreeSet<AxisId>,
     pub reduced: Option<BTreeSet<AxisId>>,
     pub vec: Option<AxisId>,
+    /// Loads of whose next row some quarters are fetched meanwhile: the first one, and how many.
+    pub ahead: BTreeMap<V, (usize, usize)>,
 }
 
 /// What a group does.
@@ -133,6 +137,8 @@ pub struct Plan<'p> {
     pub values: Vec<Value>,
     /// Lanes of a vector.
     pub vl: usize,
+    /// Bytes of the last-level cache.
+    pub llc: usize,
     pub micro: Micro,
     pub lanes: Option<AxisId>,
     /// Whether the lane axis is cut into panels.
@@ -192,6 +198,7 @@ impl<'p> Plan<'p> {
             p,
             values: vec![],
             vl,
+            llc: target.llc,
             micro,
             lanes,
             panels,
@@ -656,7 +663,7 @@ impl<'p> Plan<'p> {
                     g
                 }
                 (None, Some((domain, reduced, vec))) => {
-                    groups.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+                    groups.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec, ahead: BTreeMap::new() }), time: 0, segment: 0 });
                     groups.len() - 1
                 }
                 (_, None) => {
@@ -676,6 +683,8 @@ impl<'p> Plan<'p> {
                 }
             };
         }
+        self.sink(&mut groups, carries);
+        self.fetch_ahead(&mut groups);
         let groups = self.lanes_last(groups);
         // Carried values: the new one takes the old one's place if nothing reads the old one afterwards; else it is copied.
         for (inside, next) in carries {
@@ -704,7 +713,7 @@ impl<'p> Plan<'p> {
             }
             let item = Item { out: Some(*inside), node: Node::Copy(*next) };
             if let Some((domain, reduced, vec)) = self.shape(&item) {
-                copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec }), time: 0, segment: 0 });
+                copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec, ahead: BTreeMap::new() }), time: 0, segment: 0 });
             }
         }
         let mut segments: Vec<Segment> = vec![];

@@ -5,8 +5,10 @@ use super::lexer::{Token, lex};
 use super::scope::Scope;
 use crate::diagnostic::{Error, Span};
 use crate::graph::{Function, Module};
+use crate::prim::Callee;
 use crate::types::{Axis, DType, Type};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Parses a module.
@@ -19,29 +21,61 @@ pub fn parse(src: &str) -> std::result::Result<Module, Vec<Error>> {
         (Token::Name(f), Token::Name(n)) if f == "fn" => Some(n.clone()),
         _ => None,
     });
-    let functions = Rc::new(functions.collect());
-    let mut p = Parser { src, tokens, at: 0, depth: 0, functions };
-    let mut module = Module::default();
+    let functions: Functions = Rc::new(RefCell::new(functions.map(|n| (n, Status::Waiting)).collect()));
+    let mut p = Parser { src, tokens, at: 0, depth: 0, functions: functions.clone() };
+    // By place in the text. Functions that call ones further down are parsed again when those are known.
+    let mut parsed: BTreeMap<usize, Function> = BTreeMap::new();
+    let mut waiting: Vec<(usize, Vec<Error>)> = vec![];
     let mut names = BTreeSet::new();
     while *p.peek() != Token::End {
-        let place = p.tokens.get(p.at + 1).map_or(p.span(), |t| t.1);
-        match p.function(&mut errors) {
+        let (start, place) = (p.at, p.tokens.get(p.at + 1).map_or(p.span(), |t| t.1));
+        let mut found = vec![];
+        match p.function(&mut found) {
+            Ok(f) if !names.insert(f.name.clone()) => found.push(Error::new(format!("function `{}` is defined twice", f.name)).at(place)),
+            Ok(f) if found.iter().any(|e| e.message == LATER) => {
+                names.insert(f.name);
+                waiting.push((start, std::mem::take(&mut found)));
+            }
             Ok(f) => {
-                if !names.insert(f.name.clone()) {
-                    errors.push(Error::new(format!("function `{}` is defined twice", f.name)).at(place));
-                }
-                module.functions.push(f);
+                let status = if found.is_empty() { Status::Parsed(Callee(f.clone().into())) } else { Status::Failed };
+                functions.borrow_mut().insert(f.name.to_string(), status);
+                parsed.insert(start, f);
             }
             Err(e) => {
-                errors.push(e);
+                found.push(e);
+                if let Some((Token::Name(n), _)) = p.tokens.get(start + 1) {
+                    functions.borrow_mut().insert(n.clone(), Status::Failed);
+                }
                 while *p.peek() != Token::End && !p.begins_function() {
                     p.at += 1;
                 }
             }
         }
+        errors.append(&mut found);
+    }
+    while !waiting.is_empty() {
+        let before = waiting.len();
+        for (start, _) in std::mem::take(&mut waiting) {
+            (p.at, p.depth) = (start, 0);
+            let mut found = vec![];
+            match p.function(&mut found) {
+                Ok(_) if found.iter().any(|e| e.message == LATER) => waiting.push((start, found)),
+                Ok(f) => {
+                    let status = if found.is_empty() { Status::Parsed(Callee(f.clone().into())) } else { Status::Failed };
+                    functions.borrow_mut().insert(f.name.to_string(), status);
+                    parsed.insert(start, f);
+                    errors.append(&mut found);
+                }
+                Err(e) => errors.push(e),
+            }
+        }
+        if waiting.len() == before {
+            let circle = |e: Error| if e.message == LATER { Error { message: "this call goes in a circle, or to a function that is broken".into(), hint: Some("functions cannot call themselves".into()), ..e } } else { e };
+            errors.extend(waiting.drain(..).flat_map(|w| w.1).map(circle));
+        }
     }
     if errors.is_empty() {
-        return Ok(module);
+        return Ok(Module { functions: parsed.into_values().collect() });
     }
     errors.retain(|e| e.message != SILENT);
     errors.sort_by_key(|e| e.span.map(|s| s.start));
@@ -54,6 +88,20 @@ const NESTING: usize = 100;
 const DEPTH: usize = 250;
 /// The message of an error that another error already explains.
 pub(super) const SILENT: &str = "\u{0}";
+/// The message of a call of a function that is not parsed yet.
+pub(super) const LATER: &str = "\u{1}";
+
+/// What is known of a function of the module.
+pub(super) enum Status {
+    /// Not parsed yet.
+    Waiting,
+    /// Its body has errors of its own.
+    Failed,
+    Parsed(Callee),
+}
+/// The module's functions.
+pub(super) type Functions = Rc<RefCell<BTreeMap<String, Status>>>;
+
 /// Names that mean something else.
 pub(super) const RESERVED: [&str; 3] = ["fn", "inf", "nan"];
 
@@ -103,7 +151,7 @@ struct Parser<'a> {
     tokens: Vec<(Token, Span)>,
     at: usize,
     depth: usize,
-    functions: Rc<BTreeSet<String>>,
+    functions: Functions,
 }
 
 impl Parser<'_> {

@@ -2,7 +2,7 @@
 
 use crate::dim::Name;
 use crate::graph::{Function, Module, Port, Var};
-use crate::prim::{Elementwise, Movement, Prim};
+use crate::prim::{Callee, Elementwise, Movement, Prim};
 use crate::types::Axis;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,16 +21,31 @@ impl Default for Options {
 
 /// The module as text that parses to it.
 pub fn print(m: &Module) -> String {
-    m.functions.iter().map(print_function).collect::<Vec<_>>().join("\n")
+    m.functions.iter().map(|f| print_one(f, Options::default())).collect::<Vec<_>>().join("\n")
 }
 
-/// The function as text that parses to it; the rule that made an equation stands beside it as a comment.
+/// The function as text that parses to it, and behind it every function that it calls; the rule that made an equation stands beside
+/// it as a comment.
 pub fn print_function(f: &Function) -> String {
     print_with(f, Options::default())
 }
 
-/// The function as text that parses to it.
+/// The function as text that parses to it, and behind it every function that it calls.
 pub fn print_with(f: &Function, options: Options) -> String {
+    let mut all: Vec<Callee> = vec![];
+    let mut open = f.callees();
+    open.reverse();
+    while let Some(c) = open.pop() {
+        if !all.contains(&c) {
+            open.extend(c.callees().into_iter().rev());
+            all.push(c);
+        }
+    }
+    let rest = all.iter().map(|c| format!("\n{}", print_one(c, options)));
+    std::iter::once(print_one(f, options)).chain(rest).collect()
+}
+
+fn print_one(f: &Function, options: Options) -> String {
     let names = unique_names(f);
     let name = |v: Var| names[v.index()].as_str();
     let ports = |ports: &[Port]| ports.iter().map(|p| format!("{}: {}", p.name, f.ty(p.var))).collect::<Vec<_>>().join(", ");
@@ -58,6 +73,10 @@ fn call(op: &Prim, args: &[&str], known: &BTreeSet<&Name>) -> String {
     let extra = match op {
         Prim::Elementwise(Elementwise::Convert(d)) => d.to_string(),
         Prim::Elementwise(_) | Prim::StopGradient => String::new(),
+        Prim::Call(c) => {
+            let result = c.function.results.get(c.result).map_or("?", |r| &r.name);
+            return format!("call({})", [&*c.function.name, result].iter().chain(args).copied().collect::<Vec<_>>().join(", "));
+        }
         Prim::Reduce(_, n) | Prim::Contract(n) => format!("[{}]", list(n)),
         Prim::Constant(c) if c.value.is_nan() => format!("nan, {}", c.dtype),
         Prim::Constant(c) => format!("{:?}, {}", c.value, c.dtype),

@@ -1,15 +1,14 @@
 //! Expressions to equations: what names, axes and sizes mean inside one function.
 
-use super::parser::{Expr, Kind, SILENT};
+use super::parser::{Expr, Functions, Kind, LATER, SILENT, Status};
 use crate::builder::Builder;
 use crate::diagnostic::{Error, Span};
 use crate::dim::{Dim, Name};
-use crate::graph::Var;
+use crate::graph::{Port, Var};
 use crate::nn;
-use crate::prim::{Elementwise, Literal, Movement, Prim, ReduceKind};
+use crate::prim::{Call, Callee, Elementwise, Literal, Movement, Prim, ReduceKind};
 use crate::types::{Axis, DType, Type};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -26,6 +25,10 @@ enum Operand {
     Size(Dim),
 }
 
+fn names(ports: &[Port]) -> String {
+    ports.iter().map(|p| &*p.name).collect::<Vec<_>>().join(", ")
+}
+
 pub(super) struct Scope {
     pub b: Builder,
     /// `None`: its definition failed.
@@ -35,7 +38,7 @@ pub(super) struct Scope {
     /// What a number is that stands beside no value.
     pub float: DType,
     /// Functions of the module.
-    functions: Rc<BTreeSet<String>>,
+    functions: Functions,
     /// Sizes of the axes seen so far.
     sizes: BTreeMap<Name, Dim>,
     /// Names in sizes so far, axes of that name or not.
@@ -43,7 +46,7 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    pub fn new(function: &str, functions: Rc<BTreeSet<String>>) -> Scope {
+    pub fn new(function: &str, functions: Functions) -> Scope {
         let (values, later, sizes, dims) = Default::default();
         Scope { b: Builder::new(function), values, later, float: DType::F32, functions, sizes, dims }
     }
@@ -373,8 +376,42 @@ impl Scope {
                 self.b.span = Some(span);
                 self.b.iota(axis)
             }
-            _ => self.composition(name, args, span),
+            "call" => {
+                let usage = "call(function, result, operands…)";
+                let [f, r, rest @ ..] = args else { return Err(Error::new("call: takes a function, one of its results, and operands").hint(usage)) };
+                let (Kind::Name(f), Kind::Name(r)) = (&f.kind, &r.kind) else { return Err(Error::new("call: the function and its result are names").hint(usage)) };
+                let callee = self.callee(f)?.ok_or_else(|| Error::new(format!("call: no function `{f}`")))?;
+                let result = callee.results.iter().position(|p| *p.name == **r);
+                let result = result.ok_or_else(|| Error::new(format!("call: `{f}` has no result `{r}`")).hint(format!("its results are {}", names(&callee.results))))?;
+                self.apply(&callee, result, rest, span)
+            }
+            _ if nn::lookup(name).is_some() => self.composition(name, args, span),
+            _ => match self.callee(name)? {
+                Some(f) if f.results.len() == 1 => self.apply(&f, 0, args, span),
+                Some(f) => Err(Error::new(format!("`{name}` has {} results", f.results.len())).hint(format!("take one: call({name}, {}, …)", names(&f.results).split(", ").next().unwrap_or("")))),
+                None => self.composition(name, args, span),
+            },
         }
+    }
+    /// The function called `name`, if the module has one.
+    fn callee(&self, name: &str) -> Result<Option<Callee>> {
+        match self.functions.borrow().get(name) {
+            Some(Status::Parsed(f)) => Ok(Some(f.clone())),
+            // It is below: this function's turn comes again.
+            Some(Status::Waiting) => Err(Error::new(LATER)),
+            Some(Status::Failed) => Err(Error::new(SILENT)),
+            None => Ok(None),
+        }
+    }
+    fn apply(&mut self, f: &Callee, result: usize, args: &[Expr], span: Span) -> Result<Var> {
+        let mut vars = vec![];
+        for (i, a) in args.iter().enumerate() {
+            let o = self.operand(a)?;
+            let dtype = f.params.get(i).map_or(self.float, |p| f.ty(p.var).dtype);
+            vars.push(self.materialize(o, dtype, a.span)?);
+        }
+        self.b.span = Some(span);
+        self.b.push(Prim::Call(Call { function: f.clone(), result }), &vars)
     }
     fn elementwise(&mut self, op: Elementwise, args: &[Expr], span: Span) -> Result<Var> {
         let name = op.name();
@@ -461,10 +498,6 @@ impl Scope {
 
     fn composition(&mut self, name: &str, args: &[Expr], span: Span) -> Result<Var> {
         let Some(c) = nn::lookup(name) else {
-            if self.functions.contains(name) {
-                return Err(Error::new(format!("`{name}` is a function of this file, and functions cannot call functions yet"))
-                    .hint("write its body here"));
-            }
             if self.values.contains_key(name) {
                 return Err(Error::new(format!("`{name}` is a value and cannot be called")).hint(format!("products are written with `*`: `{name} * (…)`")));
             }

@@ -13,7 +13,8 @@
 //! 9. A load reads an input; the view's axes outside the grid are the value's (which may have more: they are broadcast).
 //! 10. A map has the union of its operands' axes and the type that the operation infers. `convert` to a float type narrower than
 //!     `compute` has type `compute`: a rounded value.
-//! 11. A reduction has its operand's axes but the reduced ones, of which there is at least one; operands are floats.
+//! 11. A reduction has its operand's axes but the reduced ones, of which there is at least one; operands are floats. None of them
+//!     is `Block`, here and in dots: an instance has only a part of such an axis.
 //! 12. Both operands of each term of a dot have every summed axis, of which there is at least one; the union of their axes
 //!     without those is the result's. Factors of `init` have axes of the result only. All are floats.
 //! 13. A fill has the axes of its operand and of its constraints, and its operand's type; its number is not NaN. Scalars of
@@ -207,6 +208,12 @@ impl Check<'_> {
         self.active(&axes, &what);
     }
 
+    /// No sum over what an instance has only a part of.
+    fn parts(&mut self, over: &[AxisId], what: &str, op: &str) {
+        for a in over.iter().filter(|a| matches!(self.p.axis(**a).role, Role::Block(_))) {
+            self.error(format!("{what}: {op} over `{}`, of which an instance has only a tile", self.p.axis(*a).name));
+        }
+    }
     /// Streamed axes only inside their loop.
     fn active(&mut self, axes: &[AxisId], what: &str) {
         for a in axes {
@@ -361,6 +368,7 @@ impl Check<'_> {
                     let (o, f) = (self.names(over), self.names(from));
                     self.error(format!("{what}: {} over {o} of {}, whose axes are {f}", kind.name(), self.val(*x)));
                 }
+                self.parts(over, &what, kind.name());
                 if !self.float(*x) || !self.float(v) {
                     self.error(format!("{what}: {} of {} is {}, but both must be {}", kind.name(), p.value(*x).dtype, out.dtype, p.compute));
                 }
@@ -371,6 +379,7 @@ impl Check<'_> {
                     let s = self.names(sum);
                     self.error(format!("{what}: a dot needs a term and distinct summed axes, but has {} terms over {s}", terms.len()));
                 }
+                self.parts(sum, &what, "a dot");
                 let factors: Vec<ValueId> = init.iter().flatten().chain(terms.iter().flat_map(|(a, b)| [a, b])).copied().collect();
                 for f in factors.iter().chain([&v]) {
                     if *f != v {
@@ -470,6 +479,10 @@ mod tests {
                 if let Stmt::Let(_, Op::Dot { sum, .. }) = s { *sum = vec![b] }
             }
         }), "has no summed axis `b`");
+        has(broken(|p| {
+            let d = inner(p).body.iter().find_map(|s| if let Stmt::Let(_, Op::Dot { sum, .. }) = s { Some(sum[0]) } else { None }).unwrap();
+            p.axes[d.index()].role = Role::Block(4);
+        }), "of which an instance has only a tile");
         has(broken(|p| {
             for s in &mut inner(p).body {
                 if let Stmt::Let(_, Op::Fill { fill, .. }) = s { *fill = f64::NAN }

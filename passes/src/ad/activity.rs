@@ -7,7 +7,7 @@ use ir::prim::{Kind, Prim};
 fn differentiable(op: &Prim) -> bool {
     match op {
         Prim::Elementwise(e) => e.kind() != Kind::Zero,
-        Prim::Reduce(..) | Prim::Contract(_) | Prim::Movement(_) => true,
+        Prim::Reduce(..) | Prim::Contract(_) | Prim::Movement(_) | Prim::Call(_) => true,
         Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => false,
     }
 }

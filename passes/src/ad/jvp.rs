@@ -20,6 +20,18 @@ use ir::prim::{Elementwise, Kind, Movement, Prim, ReduceKind};
 /// # Errors
 /// A name in `wrt` that is no parameter, is named twice, or is not a float; and `wrt` of which no result depends.
 pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
+    jvp_with(f, wrt, &|_, _, _, t| Ok(Some(t)))
+}
+
+/// What the tangent `t` of operand number `i` of an operation adds to its result's tangent, given as the tangent to apply the rule to.
+/// The identity is right; a test that puts something else here sees whether the laws find it.
+pub type Bend<'a> = &'a dyn Fn(&mut Builder, &Prim, usize, Var) -> Result<Option<Var>, Error>;
+
+/// [`jvp`], with every operand's tangent seen through `bend`.
+///
+/// # Errors
+/// Those of [`jvp`] and of `bend`.
+pub fn jvp_with(f: &Function, wrt: &[Name], bend: Bend) -> Result<Function, Error> {
     let mut seeds = vec![];
     for (i, name) in wrt.iter().enumerate() {
         let names = || f.params.iter().map(|p| &*p.name).collect::<Vec<_>>().join(", ");
@@ -52,7 +64,14 @@ pub fn jvp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
     for e in f.eqns.iter().filter(|e| active[e.out.index()]) {
         b.origin = Some(format!("jvp:{}", e.op.name()).into());
         b.span = e.span;
-        let t = equation(&mut b, f, e, &tangent)?;
+        let mut t: Vec<Option<Var>> = vec![];
+        for (i, a) in e.args.iter().enumerate() {
+            t.push(match tangent[a.index()] {
+                Some(t) => bend(&mut b, &e.op, i, t)?,
+                None => None,
+            });
+        }
+        let t = equation(&mut b, f, e, &t)?;
         if let (Some(t), Some(name)) = (t, &f.vars[e.out.index()].name) {
             b.name(t, format!("{name}{suffix}"));
         }
@@ -83,14 +102,13 @@ fn suffix(f: &Function, wrt: &[Name], active: &[bool]) -> String {
     candidates.into_iter().find(|s| !names.iter().any(|n| taken(format!("{n}{s}")))).unwrap_or_default()
 }
 
-/// The tangent of one equation's result; `None` if no operand has one.
-fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> Result<Option<Var>, Error> {
-    let t: Vec<Option<Var>> = e.args.iter().map(|a| tangent[a.index()]).collect();
+/// The tangent of one equation's result, from those of its operands; `None` if no operand has one.
+fn equation(b: &mut Builder, f: &Function, e: &Eqn, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
     let terms = match &e.op {
         Prim::Elementwise(op) => match op.kind() {
             Kind::Zero => vec![],
-            Kind::Linear => return linear(b, f, e, *op, &t),
-            Kind::Bilinear => product_rule(b, e, &t)?,
+            Kind::Linear => return linear(b, f, e, *op, t),
+            Kind::Bilinear => product_rule(b, e, t)?,
             Kind::Partials => {
                 let mut terms = vec![];
                 for (i, ti) in t.iter().enumerate() {
@@ -101,7 +119,7 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> 
                 terms
             }
         },
-        Prim::Contract(_) => product_rule(b, e, &t)?,
+        Prim::Contract(_) => product_rule(b, e, t)?,
         Prim::Reduce(ReduceKind::Sum, _) => match t[0] {
             Some(t) => vec![b.push(e.op.clone(), &[t])?],
             None => vec![],
@@ -112,7 +130,7 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> 
         },
         Prim::Movement(Movement::Concat { .. } | Movement::Stack(_)) => {
             let mut args = vec![];
-            for (a, t) in e.args.iter().zip(&t) {
+            for (a, t) in e.args.iter().zip(t) {
                 args.push(match t {
                     Some(t) => *t,
                     None => zeros(b, *a)?,
@@ -124,6 +142,7 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, tangent: &[Option<Var>]) -> 
             Some(t) => vec![b.push(e.op.clone(), &[t])?],
             None => vec![],
         },
+        Prim::Call(c) => return Err(Error::new(format!("jvp: a call of `{}` has no derivative yet", c.function.name))),
         Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => vec![],
     };
     let mut terms = terms.into_iter();

@@ -3,7 +3,7 @@
 //! | law | when the maximum m moves by Δ ≥ 0 | from |
 //! |---|---|---|
 //! | `Invariant` | unchanged | inputs, constants, complete statistics |
-//! | `Shift(k)` | moves by k·Δ | the maximum itself; sums and differences of shifts |
+//! | `Shift(k)` | moves by k·Δ | the maximum itself; sums, differences and whole multiples of shifts |
 //! | `Scale(k)` | is multiplied by exp(k·Δ) | exp of a shift; products and quotients of scales; sums of equal scales |
 //! | `Opaque` | unknown | everything else |
 //!
@@ -11,6 +11,7 @@
 //! `acc ← acc·exp(−|k|Δ) + Σ_tile body(m_new)` is exact and its factor never exceeds 1, so nothing overflows. The online softmax
 //! (Milakov and Gimelshein 2018; Dao et al. 2022) is the case k = −1.
 
+use ir::dim::Name;
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Prim};
 use std::collections::{BTreeMap, HashMap};
@@ -53,6 +54,17 @@ fn combine(a: &Powers, b: &Powers, sign: i32) -> Powers {
     p
 }
 
+/// Whether one of the maxima has one of the axes `over`.
+pub fn spread(f: &Function, powers: &Powers, over: &[Name]) -> bool {
+    powers.keys().any(|m| over.iter().any(|n| f.ty(*m).has(n)))
+}
+
+/// `by` times a shift.
+fn times(p: &Powers, by: Option<i32>) -> Law {
+    let by = by.unwrap_or(1);
+    Law::Shift(p.iter().map(|(v, k)| (*v, k * by)).filter(|(_, k)| *k != 0).collect())
+}
+
 impl<'a> Laws<'a> {
     /// No statistic yet.
     pub fn new(f: &'a Function, stop: &'a dyn Fn(Var) -> bool) -> Laws<'a> {
@@ -71,6 +83,13 @@ impl<'a> Laws<'a> {
         let l = self.derive(v);
         self.known.insert(v, l.clone());
         l
+    }
+    /// `v` as a whole number.
+    fn whole(&self, v: Var) -> Option<i32> {
+        match self.definitions[v.index()].map(|i| &self.f.eqns[i].op) {
+            Some(Prim::Constant(c)) if c.value.fract() == 0.0 && c.value.abs() <= 64.0 => Some(c.value as i32),
+            _ => None,
+        }
     }
     fn derive(&mut self, v: Var) -> Law {
         match self.running.get(&v) {
@@ -91,6 +110,12 @@ impl<'a> Laws<'a> {
         use Elementwise::*;
         use Law::*;
         let opaque = Opaque(v);
+        // A maximum that has a summed axis moves each term by another factor.
+        if let Prim::Reduce(_, over) | Prim::Contract(over) = &op {
+            if laws.iter().any(|l| matches!(l, Scale(p) if spread(self.f, p, over))) {
+                return opaque;
+            }
+        }
         match (&op, laws.as_slice()) {
             (Prim::Constant(c), _) if c.value == 0.0 => Zero,
             (Prim::StopGradient | Prim::Elementwise(Convert(_)), [l]) => l.clone(),
@@ -106,6 +131,8 @@ impl<'a> Laws<'a> {
             (Prim::Elementwise(Sub), [Invariant, Shift(a)]) => Shift(combine(&Powers::new(), a, -1)),
             (Prim::Elementwise(Add | Sub), [Scale(a), Scale(b)]) if a == b => Scale(a.clone()),
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Zero, _] | [_, Zero]) => Zero,
+            (Prim::Elementwise(Mul), [Shift(p), Invariant]) if self.whole(args[1]).is_some() => times(p, self.whole(args[1])),
+            (Prim::Elementwise(Mul), [Invariant, Shift(p)]) if self.whole(args[0]).is_some() => times(p, self.whole(args[0])),
             (Prim::Elementwise(Div), [Zero, _]) => Zero,
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Scale(a), Scale(b)]) => Scale(combine(a, b, 1)),
             (Prim::Elementwise(Mul) | Prim::Contract(_), [Scale(a), Invariant] | [Invariant, Scale(a)]) => Scale(a.clone()),

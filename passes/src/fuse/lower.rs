@@ -287,7 +287,7 @@ impl<'a> Lower<'a> {
         }
         let e = self.eqn(v)?;
         let Prim::Elementwise(op) = &e.op else { return None };
-        let single = |a: Var| self.p.users[a.index()] == 1;
+        let single = |a: Var| self.p.users[a.index()] == 1 && !self.k.stores.iter().any(|s| s.1 == a);
         let follow = |a: Var| if single(a) { self.leaves(a) } else { None };
         match op {
             Elementwise::Neg => follow(e.args[0]),
@@ -373,7 +373,9 @@ impl<'a> Lower<'a> {
     }
     /// Finds sums over x, of products or of values, that are only used added up: they share an accumulator.
     fn merge(&mut self) {
-        for e in self.p.f.eqns.iter().rev() {
+        // Of this kernel only: what another one adds up is stored by this one.
+        let reach = self.reachable();
+        for e in self.p.f.eqns.iter().rev().filter(|e| reach.contains(&e.out)) {
             if self.absorbed.contains(&e.out) || matches!(e.op, Prim::Contract(_)) || !matches!(e.op, Prim::Elementwise(_)) || self.p.read(e.out).is_some() {
                 continue;
             }
@@ -534,7 +536,8 @@ impl<'a> Lower<'a> {
             .collect();
         let mut found = BTreeMap::new();
         for (row, product) in &rows {
-            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul)) else { continue };
+            // A product that is read is no product here: what made it belongs to another kernel.
+            let Some(e) = self.eqn(*product).filter(|e| e.op == Prim::Elementwise(Elementwise::Mul) && self.p.read(*product).is_none()) else { continue };
             for (weight, tangent) in [(e.args[0], e.args[1]), (e.args[1], e.args[0])] {
                 let Some((sum, _)) = rows.iter().find(|(v, body)| *body == weight && powers(*v) == powers(*row)) else { continue };
                 if !self.eqn(weight).is_some_and(|e| e.op == Prim::Elementwise(Elementwise::Exp)) {
@@ -619,7 +622,7 @@ impl<'a> Lower<'a> {
                     if shared.is_some() {
                         terms.iter_mut().for_each(|t| t.scale = None);
                     }
-                    let dot = self.dot(vec![], &sum, &terms, axes, inside)?;
+                    let dot = self.dot(vec![], &sum, &terms, axes, None, inside)?;
                     return match shared {
                         Some(s) => {
                             let s = self.value(s)?;
@@ -639,7 +642,7 @@ impl<'a> Lower<'a> {
                 Ok(self.map(op, &args, inside))
             }
             Prim::Contract(over) => match self.terms(v) {
-                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, inside),
+                Some((sum, terms)) => self.dot(vec![], &sum, &terms, axes, None, inside),
                 None => {
                     let (a, b) = (self.value(e.args[0])?, self.value(e.args[1])?);
                     let product = self.map(Elementwise::Mul, &[a, b], inside);
@@ -651,6 +654,7 @@ impl<'a> Lower<'a> {
                 Ok(self.reduce(*kind, a, over, inside))
             }
             Prim::Movement(_) => Err(self.bug("movement inside a kernel")),
+            Prim::Call(_) => Err(self.bug("a call inside a kernel")),
         }
     }
     /// Narrow floats stay (a rounding); wide ones are the compute type.
@@ -677,11 +681,16 @@ impl<'a> Lower<'a> {
         }
         a
     }
-    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, inside: bool) -> Result<ValueId, Error> {
+    /// A dot of `terms`; in those that `centred` names by number, its value stands for its operand.
+    fn dot(&mut self, init: Vec<Vec<ValueId>>, sum: &[Name], terms: &[Term], axes: Vec<AxisId>, centred: Option<(Var, ValueId, BTreeSet<usize>)>, inside: bool) -> Result<ValueId, Error> {
         let sum_ids = self.tile_axes(sum.iter());
         let mut pairs = vec![];
-        for t in terms {
-            let (mut a, mut b) = (self.value(t.a)?, self.value(t.b)?);
+        for (i, t) in terms.iter().enumerate() {
+            let operand = |l: &mut Self, v: Var| match &centred {
+                Some((of, by, at)) if *of == v && at.contains(&i) => Ok(*by),
+                _ => l.value(v),
+            };
+            let (mut a, mut b) = (operand(self, t.a)?, operand(self, t.b)?);
             // The sign and the number go to an operand that is computed anyway; or else to one that stays through the loop.
             let computed = |l: &Lower, v: Var| l.p.read(v).is_none();
             let first = match (computed(self, t.a), computed(self, t.b)) {
@@ -700,6 +709,13 @@ impl<'a> Lower<'a> {
                     let one = self.push(Op::Const(1.0), c, missing, None, inside);
                     *v = self.map(Elementwise::Mul, &[*v, one], inside);
                 }
+            }
+            // Nor may the result lose an axis along which both are constant.
+            let lost: Vec<AxisId> = axes.iter().copied().filter(|i| ![a, b].iter().any(|v| self.program.value(*v).axes.contains(i))).collect();
+            if !lost.is_empty() {
+                let c = self.program.compute;
+                let one = self.push(Op::Const(1.0), c, lost, None, inside);
+                b = self.map(Elementwise::Mul, &[b, one], inside);
             }
             pairs.push((a, b));
         }
@@ -758,7 +774,7 @@ impl<'a> Lower<'a> {
         if let Some((sum, terms)) = self.terms(v) {
             let axes = self.tile_axes(self.ty(v).axes.iter().map(|a| &a.name));
             let mut init: Vec<Vec<ValueId>> = vec![std::iter::once(old).chain(correction).collect()];
-            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, true) };
+            let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, None, true) };
             // The centre before and after the tile, and the shift between them.
             let before = self.quotient(self.before[&c.row], self.before[&c.sum], true);
             let (row, total) = (self.value(c.row)?, self.value(c.sum)?);
@@ -775,14 +791,9 @@ impl<'a> Lower<'a> {
             let (w, tangent) = (self.value(c.weight)?, self.value(c.tangent)?);
             let centred = self.map(Elementwise::Sub, &[tangent, after], true);
             let centred = self.map(Elementwise::Mul, &[w, centred], true);
-            // In this dot only, the product is the centred one.
-            let plain = self.known_inside.insert(c.product, centred);
-            let d = self.dot(init, &sum, &terms, axes, true);
-            match plain {
-                Some(p) => self.known_inside.insert(c.product, p),
-                None => self.known_inside.remove(&c.product),
-            };
-            return d;
+            // Only where the shift is made up for: another term of this dot may have the product, and no slope.
+            let at = c.slopes.iter().map(|(i, _)| *i).collect();
+            return self.dot(init, &sum, &terms, axes, Some((c.product, centred, at)), true);
         }
         let (body, over) = match &e.op {
             Prim::Reduce(_, over) => (self.value(e.args[0])?, over.clone()),

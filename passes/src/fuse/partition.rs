@@ -4,7 +4,7 @@
 //! Reductions over x are carried; reductions of values along x (scores) are inside the loop, over axes of known size. Where this
 //! does not fit, a value is cut out: stored by a kernel of its own, and read. What was cut, and why, is said.
 
-use super::law::{Law, Laws, Powers};
+use super::law::{Law, Laws, Powers, spread};
 use super::lower;
 use super::view;
 use ir::diagnostic::Error;
@@ -252,13 +252,21 @@ impl Partition<'_> {
                 parallel.retain(|n| has.contains(n));
             });
         }
-        // What is reduced has to be there whole, in every instance.
-        reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().for_each(|n| { parallel.remove(&n); });
+        // What is reduced has to be there whole, in every instance: for scores along what stays parallel that is no loss; anything
+        // else would be repeated, and is stored.
+        let taken: BTreeSet<Name> = reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().filter(|n| parallel.contains(n)).collect();
+        parallel.retain(|n| !taken.contains(n));
+        let over_taken = inner.iter().copied().filter(|r| reduced(&f.eqns[*r]).is_some_and(|a| a.iter().any(|n| taken.contains(n))));
+        let repeated: Vec<Var> = over_taken.map(|r| f.eqns[r].out).filter(|v| parallel.is_empty() || !parallel.iter().all(|n| f.ty(*v).has(n))).collect();
+        if !repeated.is_empty() {
+            let axes: Vec<&str> = taken.iter().map(|n| &**n).collect();
+            return Err(Why::Cut(repeated, format!("it is reduced over {}, which the instances of a kernel share", axes.join(", "))));
+        }
         // Everything else stands in tiles whole.
         let mut whole: Vec<(Axis, i64)> = vec![];
         let values = closure.iter().flat_map(|i| f.eqns[*i].args.iter().chain([&f.eqns[*i].out])).copied().chain(stores.iter().map(|s| s.1));
         let mut needed: Vec<Axis> = values.flat_map(|v| f.ty(v).axes.clone()).collect();
-        needed.extend(stores.iter().flat_map(|(t, ..)| f.ty(targets[*t].1).axes.clone()).filter(|a| stores.iter().any(|s| s.2.of.iter().any(|(n, _)| *n == a.name))));
+        needed.extend(stores.iter().flat_map(|s| &s.2.of).filter_map(|(n, _)| axis(n)));
         for a in needed {
             if parallel.contains(&a.name) || is_x(&a.name) || whole.iter().any(|(w, _)| w.name == a.name) {
                 continue;
@@ -378,7 +386,11 @@ impl Partition<'_> {
         let mut stats: BTreeMap<Var, Stat> = BTreeMap::new();
         for &r in outer {
             let e = &f.eqns[r];
-            let kind = if let Prim::Reduce(k, _) = e.op { k } else { ReduceKind::Sum };
+            let (kind, over) = match &e.op {
+                Prim::Reduce(k, over) => (*k, over.as_slice()),
+                Prim::Contract(over) => (ReduceKind::Sum, over.as_slice()),
+                _ => continue,
+            };
             let earlier: Vec<Var> = outer.iter().filter(|q| **q != r && below[&e.out].contains(q)).map(|q| f.eqns[*q].out).collect();
             let mut pass = earlier.iter().map(|v| stats[v].pass).max().unwrap_or(0);
             let complete = |v: Var| self.stored.contains_key(&v) || (stats.get(&v).is_some_and(|s| s.pass < pass));
@@ -406,9 +418,10 @@ impl Partition<'_> {
             };
             let (powers, refused) = match (kind, law) {
                 (_, Law::Invariant | Law::Zero) => (Powers::new(), None),
-                (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) => (p, None),
+                (ReduceKind::Sum, Law::Scale(p)) if p.values().all(|k| *k <= 0) && !spread(f, &p, over) => (p, None),
                 (_, Law::Opaque(v)) => (Powers::new(), Some(v)),
-                _ => (Powers::new(), Some(e.args[0])),
+                // A power above zero, or a maximum of what scales: the operand that moves is in the way.
+                _ => (Powers::new(), e.args.iter().copied().find(|a| laws.of(*a) != Law::Invariant).or(Some(e.args[0]))),
             };
             pass += usize::from(refused.is_some());
             stats.insert(e.out, Stat { pass, powers, kind, refused });

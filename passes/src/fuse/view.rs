@@ -98,6 +98,17 @@ fn walk(f: &Function, definitions: &[Option<usize>], stored: &dyn Fn(Var) -> boo
     let Prim::Movement(m) = &e.op else { return done(out, s) };
     let take = |of: &mut Vec<(Name, Dim)>, n: &Name| of.iter().position(|(a, _)| a == n).map(|i| of.remove(i).1);
     let mut t = s.clone();
+    // A value that is stored to all positions of an axis may come from another axis of that name: then it is read first.
+    let clashes = |n: &Name| s.of.iter().any(|(a, _)| a == n);
+    let comes_from: Vec<&Name> = match m {
+        Movement::Rename { from, to } if *from != to.name => vec![from],
+        Movement::Merge { axes, into } | Movement::Concat { axes, into } => axes.iter().filter(|n| **n != into.name).collect(),
+        Movement::Split { axis, into } if into.iter().all(|a| a.name != *axis) => vec![axis],
+        _ => vec![],
+    };
+    if comes_from.into_iter().any(clashes) {
+        return done(out, s);
+    }
     match m {
         Movement::Permute(_) => {}
         // A value that lacks an axis is stored to all its positions; the axis stays in the strides.

@@ -65,10 +65,31 @@ struct AtomInfo {
     reduced: BTreeSet<Name>,
 }
 
+/// A side condition of the directed rules: what their truth needs. Tests drop each, and demand that a law fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// hoist: the factor has no axis of the sum.
+    HoistFree,
+    /// hoist: an axis that the body lacks counts as often as it is long.
+    CountAbsent,
+    /// open: the parenthesis stands above the line.
+    OpenAbove,
+    /// open: the parenthesis stands there once.
+    OpenOnce,
+    /// centre: an exp is among the factors, so that `fuse::center` repairs the loss.
+    CentreWeighted,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Condition; 5] = [Condition::HoistFree, Condition::CountAbsent, Condition::OpenAbove, Condition::OpenOnce, Condition::CentreWeighted];
+}
+
 #[derive(Default)]
 struct Table {
     atoms: Vec<AtomInfo>,
     known: HashMap<String, AtomId>,
+    dropped: Option<Condition>,
 }
 
 fn constant(c: f64) -> Sum {
@@ -122,6 +143,10 @@ impl Table {
         self.atoms.push(AtomInfo { atom, dtype, axes, data, reduced });
         self.known.insert(key, self.atoms.len() - 1);
         self.atoms.len() - 1
+    }
+    /// `holds`, unless the condition is dropped.
+    fn when(&self, c: Condition, holds: bool) -> bool {
+        holds || self.dropped == Some(c)
     }
     fn has_data(&self, m: &Monomial) -> bool {
         m.factors.keys().any(|(a, _)| self.atoms[*a].data)
@@ -195,12 +220,13 @@ impl Table {
                 open.extend(terms);
                 continue;
             }
-            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| self.depends(*a, &names));
+            let (inside, outside): (Vec<_>, Vec<_>) = m.factors.iter().partition(|((a, _), _)| !self.when(Condition::HoistFree, !self.depends(*a, &names)));
             let mut result = Monomial { coef: m.coef, factors: outside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let body = Monomial { coef: 1.0, factors: inside.into_iter().map(|(k, n)| (*k, *n)).collect() };
             let axes = self.axes(&body);
             // An axis that the body does not have counts as often as it is long.
-            for a in over.iter().filter(|a| !axes.iter().any(|x| x.name == a.name)) {
+            let absent: Vec<&Axis> = over.iter().filter(|a| !self.when(Condition::CountAbsent, axes.iter().any(|x| x.name == a.name))).collect();
+            for a in absent {
                 let id = self.intern(Atom::Op(Prim::Size(a.size.clone(), dtype), vec![]), dtype, vec![]);
                 result = times(&result, &Monomial { coef: 1.0, factors: [((id, Side::Above), 1)].into() });
             }
@@ -214,23 +240,28 @@ impl Table {
         }
         out
     }
+    /// Whether the term `t` of a parenthesis under `Σ_over` lets a factor out: one that itself needs a pass over S. Anything else
+    /// may stay inside, where it costs no sum of its own. `weighted` says whether an exp stands beside the parenthesis.
+    fn frees(&self, t: &Monomial, over: &[Name], weighted: bool) -> bool {
+        let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
+        let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
+        (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a)) || t.factors.iter().any(|((a, side), n)| match &self.atoms[*a].atom {
+            Atom::Parenthesis(terms) if *side == Side::Above && *n == 1 && self.depends(*a, over) => terms.iter().any(|t| self.frees(t, over, weighted)),
+            _ => false,
+        })
+    }
     /// `m` with one parenthesis opened as far as that lets factors out of `Σ_over`; `None` if none does.
     fn opened(&mut self, m: &Monomial, over: &[Name], dtype: DType) -> Option<Vec<Monomial>> {
         for (key, n) in &m.factors {
             let (id, side) = *key;
             let Atom::Parenthesis(terms) = &self.atoms[id].atom else { continue };
-            if side == Side::Below || *n != 1 || !self.depends(id, over) {
+            if !self.when(Condition::OpenAbove, side == Side::Above) || !self.when(Condition::OpenOnce, *n == 1) || !self.depends(id, over) {
                 continue;
             }
-            let weighted = m.factors.keys().any(|(a, s)| {
+            let weighted = self.dropped == Some(Condition::CentreWeighted) || m.factors.keys().any(|(a, s)| {
                 *s == Side::Above && self.depends(*a, over) && matches!(self.atoms[*a].atom, Atom::Op(Prim::Elementwise(Elementwise::Exp), _))
             });
-            // Only a factor that itself needs a pass over S: anything else may stay inside, where it costs no sum of its own.
-            let waits = |a: AtomId| !self.depends(a, over) && self.atoms[a].reduced.iter().any(|n| over.contains(n));
-            let frees = |t: &Monomial| {
-                let moves = t.factors.keys().any(|(a, _)| self.depends(*a, over));
-                (moves || weighted) && t.factors.keys().any(|(a, _)| waits(*a))
-            };
+            let frees = |t: &Monomial| self.frees(t, over, weighted);
             let (out, rest): (Vec<Monomial>, Vec<Monomial>) = terms.iter().cloned().partition(frees);
             if out.is_empty() {
                 continue;
@@ -253,7 +284,15 @@ impl Table {
 /// # Errors
 /// Those of the builder, which mean a bug here.
 pub fn normalize(f: &Function) -> Result<Function, Error> {
-    let mut table = Table::default();
+    normalize_without(f, None)
+}
+
+/// The same with one side condition dropped: wrong on purpose, for tests of the laws.
+///
+/// # Errors
+/// Those of [`normalize`].
+pub fn normalize_without(f: &Function, dropped: Option<Condition>) -> Result<Function, Error> {
+    let mut table = Table { dropped, ..Table::default() };
     let mut values: Vec<Sum> = vec![vec![]; f.vars.len()];
     for p in &f.params {
         let ty = f.ty(p.var);
@@ -316,8 +355,8 @@ pub fn normalize(f: &Function) -> Result<Function, Error> {
 fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum], dtype: DType) -> Result<Sum, Error> {
     let mut op = op.clone();
     let mut args: Vec<Sum> = args.to_vec();
-    if let Prim::Movement(_) = op {
-        // Movement is about particular axes: give each operand its declared ones.
+    if let Prim::Movement(_) | Prim::Call(_) = op {
+        // Movement is about particular axes, and a call's operands are buffers: give each operand its declared ones.
         for (a, v) in args.iter_mut().zip(vars) {
             let ty = f.ty(*v);
             let have = table.sum_axes(a);
@@ -337,9 +376,9 @@ fn opaque(table: &mut Table, f: &Function, op: &Prim, vars: &[Var], args: &[Sum]
         }
     }
     let axes = match &op {
-        Prim::Movement(m) => {
+        Prim::Movement(_) | Prim::Call(_) => {
             let types: Vec<_> = vars.iter().map(|v| f.ty(*v)).collect();
-            m.infer(&types).map_err(|m| Error::new(m.message))?.axes
+            op.infer(&types).map_err(|m| Error::new(m.message))?.axes
         }
         Prim::Iota(a) => vec![a.clone()],
         Prim::Reduce(_, over) => table.sum_axes(&args[0]).into_iter().filter(|a| !over.contains(&a.name)).collect(),
@@ -500,6 +539,12 @@ impl Emit<'_> {
                     let v = if missing.is_empty() { vars[0] } else { b.movement(Movement::Broadcast(missing), &[vars[0]])? };
                     b.permute(v, order)?
                 } else {
+                    if let Prim::Call(c) = op {
+                        for (v, p) in vars.iter_mut().zip(&c.function.params) {
+                            let order: Vec<Name> = c.function.ty(p.var).axes.iter().map(|a| a.name.clone()).collect();
+                            *v = b.permute(*v, &order)?;
+                        }
+                    }
                     b.push(op.clone(), &vars)?
                 }
             }

@@ -2,6 +2,7 @@
 //! in f64. Nothing here links LLVM.
 
 mod kernels;
+mod graphs;
 mod random;
 mod renaming;
 mod support;

@@ -96,17 +96,29 @@ pub fn options(dims: &Bindings, lanes: usize, rows: usize, stream: usize) -> Opt
     Options { dims: dims.clone(), compute: d, storage: d, operands: d, lanes, rows, stream, matmul: (lanes, stream), resident: 0, ..Options::default() }
 }
 
+fn verified(f: &Function) -> Function {
+    ir::verify::verify(f).unwrap_or_else(|e| panic!("{}\n{}", e[0], ir::text::print_function(f)));
+    f.clone()
+}
+
 /// The normal form, verified.
 pub fn simplified(f: &Function) -> Function {
-    let n = normalize(f).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(f)));
-    ir::verify::verify(&n).unwrap_or_else(|e| panic!("{}\n{}", e[0], ir::text::print_function(&n)));
-    n
+    verified(&normalize(f).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(f))))
+}
+
+/// What the e-graph takes, verified.
+pub fn cheapest(f: &Function) -> Function {
+    verified(&passes::simplify::simplify(f).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(f))).function)
+}
+
+/// The block programs of `n`.
+pub fn fused_as_it_is(n: &Function, o: &Options) -> Fused {
+    fuse(n, o).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(n)))
 }
 
 /// The block programs of `f`.
 pub fn fused(f: &Function, o: &Options) -> Fused {
-    let n = simplified(f);
-    fuse(&n, o).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)))
+    fused_as_it_is(&simplified(f), o)
 }
 
 /// Results of block programs, by name.

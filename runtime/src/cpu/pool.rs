@@ -1,5 +1,6 @@
-//! A thread pool over program instances. Instances are handed out from the last to the first, so that the long rows of a causal
-//! mask start early. What an instance computes depends on its number alone, never on the thread.
+//! A thread pool over program instances. They are handed out in runs, the last ones first, so that the long rows of a causal mask
+//! start early; a run is a fixed part of what is left (guided self-scheduling: Polychronopoulos and Kuck 1987), and goes upwards, so
+//! that short rows are read and written as long streams of memory. What an instance computes depends on its number alone, never on the thread.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -22,6 +23,7 @@ struct Shared {
     done: Condvar,
     /// Instances not handed out yet.
     left: AtomicI64,
+    threads: i64,
     /// Launches so far, for workers that spin before they sleep.
     launches: AtomicUsize,
 }
@@ -50,7 +52,7 @@ impl Pool {
     /// A pool of `threads` threads, the calling one included.
     pub fn new(threads: usize) -> Pool {
         let state = State { launch: None, generation: 0, busy: 0, stop: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), start: Condvar::new(), done: Condvar::new(), left: AtomicI64::new(0), launches: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { state: Mutex::new(state), start: Condvar::new(), done: Condvar::new(), left: AtomicI64::new(0), threads: threads.max(1) as i64, launches: AtomicUsize::new(0) });
         let workers = (1..threads.max(1))
             .map(|_| {
                 let shared = shared.clone();
@@ -140,16 +142,21 @@ fn work(shared: &Shared) {
     }
 }
 
-/// Takes instances until none is left.
+/// Takes runs of instances until none is left.
 fn drain(shared: &Shared, task: Task, scratch: *mut u8) {
     let _fast = FlushToZero::new();
     loop {
-        let i = shared.left.fetch_sub(1, Ordering::Relaxed) - 1;
-        if i < 0 {
-            return;
-        }
-        task(i, scratch);
+        let run = |left: i64| (left / (shared.threads * 8)).max(1);
+        let Ok(end) = shared.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then(|| left - run(left))) else { break };
+        (end - run(end)..end).for_each(|i| task(i, scratch));
     }
+    // Kernels may store past the caches; such stores are ordered before whatever this thread does next by a fence alone.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction of every x86-64.
+    #[allow(unused_unsafe)]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
 }
 
 /// 64-byte aligned memory that only grows.

@@ -1,0 +1,13 @@
+//! Attention and its JVP on the CPU; "elem/s" are floating-point operations a second.
+
+#[path = "support/kernel.rs"]
+mod support;
+
+fn main() {
+    let pool = runtime::cpu::Pool::from_env();
+    let mut c = support::criterion();
+    let mut group = c.benchmark_group("attention");
+    support::ATTENTION.iter().for_each(|p| p.time(&mut group, &pool));
+    group.finish();
+    c.final_summary();
+}
