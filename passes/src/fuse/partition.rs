@@ -226,15 +226,21 @@ impl Partition<'_> {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
         let mut parallel = parallel.unwrap_or_default();
+        if dots_inside {
+            // The widest sums in the loop (scores) are shared out along all of their axes, and nothing repeats them.
+            let along: Vec<usize> = inner.iter().copied().filter(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).collect();
+            let width = |r: usize| parallel.iter().filter(|n| f.ty(f.eqns[r].out).has(n)).count();
+            let widest = along.iter().map(|r| width(*r)).max();
+            let wide: Vec<usize> = along.into_iter().filter(|r| Some(width(*r)) == widest).collect();
+            let last = wide.iter().filter(|r| !wide.iter().any(|q| q != *r && uses(&f.eqns[*q], **r)));
+            let shared: BTreeSet<Name> = parallel.iter().filter(|n| last.clone().all(|r| f.ty(f.eqns[*r].out).has(n))).cloned().collect();
+            parallel = shared;
+        }
         // A sum that every instance along some axis would make again is stored, where it is no larger than what is stored anyway; the
         // last such sum first, since it may be all that is needed of those before it.
         for &r in inner.iter().rev().filter(|_| dots_inside) {
-            let e = &f.eqns[r];
-            // An axis that it sums itself over what is read cannot be shared out.
-            let nested = e.args.iter().any(|a| below.get(a).is_some_and(|s| !s.is_empty()));
-            let own = if nested { vec![] } else { reduced(e).unwrap_or_default() };
-            let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(e.out).has(n) && !own.contains(n)).map(|n| &**n).collect();
-            if !again.is_empty() && self.narrow(e.out) {
+            let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(f.eqns[r].out).has(n)).map(|n| &**n).collect();
+            if !again.is_empty() && self.narrow(f.eqns[r].out) {
                 return Err(self.cut(&closure, &below, r, format!("every instance along {} would need it", again.join(", "))));
             }
         }
@@ -244,13 +250,6 @@ impl Partition<'_> {
                     return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
                 }
             }
-        }
-        if dots_inside {
-            let along = |r: &&usize| f.ty(f.eqns[**r].out).axes.iter().any(|a| is_x(&a.name));
-            inner.iter().filter(along).for_each(|r| {
-                let has = names(&f.ty(f.eqns[*r].out).axes);
-                parallel.retain(|n| has.contains(n));
-            });
         }
         // What is reduced has to be there whole, in every instance: for scores along what stays parallel that is no loss; anything
         // else would be repeated, and is stored.
