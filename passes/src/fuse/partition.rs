@@ -227,14 +227,13 @@ impl Partition<'_> {
         }
         let mut parallel = parallel.unwrap_or_default();
         if dots_inside {
-            // The widest sums in the loop (scores) are shared out along all of their axes, and nothing repeats them.
-            let along: Vec<usize> = inner.iter().copied().filter(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).collect();
-            let width = |r: usize| parallel.iter().filter(|n| f.ty(f.eqns[r].out).has(n)).count();
-            let widest = along.iter().map(|r| width(*r)).max();
-            let wide: Vec<usize> = along.into_iter().filter(|r| Some(width(*r)) == widest).collect();
-            let last = wide.iter().filter(|r| !wide.iter().any(|q| q != *r && uses(&f.eqns[*q], **r)));
-            let shared: BTreeSet<Name> = parallel.iter().filter(|n| last.clone().all(|r| f.ty(f.eqns[*r].out).has(n))).cloned().collect();
-            parallel = shared;
+            // What carried sums add up, where a sum in the loop makes it (scores): instances share out its axes, so that none repeats it.
+            // Beside something wide, what could be stored does not count.
+            let along: BTreeSet<usize> = inner.iter().copied().filter(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).collect();
+            let made = |a: &Var| below.get(a).is_some_and(|s| !s.is_disjoint(&along));
+            let bodies: Vec<Var> = outer.iter().flat_map(|r| &f.eqns[*r].args).copied().filter(made).collect();
+            let wide = bodies.iter().any(|v| !self.narrow(*v));
+            parallel.retain(|n| bodies.iter().all(|v| f.ty(*v).has(n) || (wide && self.narrow(*v))));
         }
         // A sum that every instance along some axis would make again is stored, where it is no larger than what is stored anyway; the
         // last such sum first, since it may be all that is needed of those before it.
@@ -327,7 +326,7 @@ impl Partition<'_> {
     }
 
     /// Whether `v` has only axes that one parameter or result has.
-    fn narrow(&self, v: Var) -> bool {
+    pub(super) fn narrow(&self, v: Var) -> bool {
         self.ports.iter().any(|t| t.covers(self.f.ty(v)))
     }
 

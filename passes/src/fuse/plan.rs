@@ -125,7 +125,9 @@ impl Partition<'_> {
             for n in self.sums_behind(targets) {
                 if let Ok(k) = self.kernel(targets, Some(&n)) {
                     let repeated = |v: &Var| k.parallel.iter().any(|a| !self.f.ty(*v).has(&a.name));
-                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 {
+                    // What is wider than anything stored must not stand in a tile whole.
+                    let wide = |v: &Var| !self.narrow(*v) && !self.f.ty(*v).has(&n);
+                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 && !self.values(&k).iter().any(wide) {
                         let reads = self.reads(&k);
                         return Ok((k, reads));
                     }
@@ -148,21 +150,20 @@ impl Partition<'_> {
         }
         names
     }
-    /// Stored values that a kernel reads.
-    fn reads(&self, k: &Kernel) -> BTreeSet<Var> {
-        let (mut reads, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    /// Values of a kernel, those that it reads included.
+    fn values(&self, k: &Kernel) -> BTreeSet<Var> {
+        let mut seen = BTreeSet::new();
         let mut open: Vec<Var> = k.stores.iter().map(|s| s.1).collect();
         while let Some(v) = open.pop() {
-            if !seen.insert(v) {
-                continue;
-            }
-            if let Some((base, _)) = self.read(v) {
-                reads.insert(base);
-            } else if let Some(i) = self.definitions[v.index()] {
+            if let (true, None, Some(i)) = (seen.insert(v), self.read(v), self.definitions[v.index()]) {
                 open.extend(&self.f.eqns[i].args);
             }
         }
-        reads
+        seen
+    }
+    /// Stored values that a kernel reads.
+    fn reads(&self, k: &Kernel) -> BTreeSet<Var> {
+        self.values(k).into_iter().filter_map(|v| self.read(v)).map(|r| r.0).collect()
     }
 
     /// Joins kernels of the same parallel axes where the two together walk over the data less often.
