@@ -114,27 +114,27 @@ impl Partition<'_> {
     /// The kernel of one value: over the axis of its last sums, or over one that an earlier sum needs if that cuts nothing out and
     /// no instance repeats another's sums.
     fn alone(&self, targets: &[(Name, Var)]) -> Result<(Kernel, BTreeSet<Var>), Why> {
-        let first = match self.kernel(targets, None) {
-            Ok(k) => {
-                let reads = self.reads(&k);
-                return Ok((k, reads));
-            }
-            Err(e) => e,
+        // What is wider than anything stored must not stand in a tile whole.
+        let stands_whole = |k: &Kernel| k.x.as_ref().is_some_and(|x| self.values(k).iter().any(|v| !self.narrow(*v) && !self.f.ty(*v).has(&x.name)));
+        let with_reads = |k: Kernel| {
+            let reads = self.reads(&k);
+            (k, reads)
         };
-        if matches!(first, Why::Cut(..)) {
+        let first = match self.kernel(targets, None) {
+            Ok(k) if !stands_whole(&k) => return Ok(with_reads(k)),
+            first => first,
+        };
+        if matches!(first, Ok(_) | Err(Why::Cut(..))) {
             for n in self.sums_behind(targets) {
                 if let Ok(k) = self.kernel(targets, Some(&n)) {
                     let repeated = |v: &Var| k.parallel.iter().any(|a| !self.f.ty(*v).has(&a.name));
-                    // What is wider than anything stored must not stand in a tile whole.
-                    let wide = |v: &Var| !self.narrow(*v) && !self.f.ty(*v).has(&n);
-                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 && !self.values(&k).iter().any(wide) {
-                        let reads = self.reads(&k);
-                        return Ok((k, reads));
+                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 && !stands_whole(&k) {
+                        return Ok(with_reads(k));
                     }
                 }
             }
         }
-        Err(first)
+        first.map(with_reads)
     }
     /// Axes of sums and maxima behind `targets`, the nearest last.
     fn sums_behind(&self, targets: &[(Name, Var)]) -> Vec<Name> {
