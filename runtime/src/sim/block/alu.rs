@@ -66,7 +66,9 @@ impl Block<'_> {
             Op::Nop => {}
             Op::Move32 { d, a } => {
                 let (x, defined) = (w.r[a as usize], w.defined32[a as usize]);
-                self.settled(w, a)?;
+                if !w.in_flight.is_empty() && (w.in_flight.contains(&a) || w.in_flight.contains(&d)) {
+                    return self.late_move(w, d, a, mask);
+                }
                 w.set(d, mask, |l| x[l]);
                 w.taint(d, mask, defined);
             }
