@@ -99,6 +99,8 @@ pub(super) struct Warp {
     pub product_groups: u32,
     /// Accumulators of products that have not happened yet.
     pub in_flight: Vec<Slot>,
+    /// The `try_wait` and the barrier object that said no last.
+    pub denied: Option<(u32, u32)>,
     pub stores: Vec<TileStore>,
     pub store_groups: [u32; 32],
     pub tid: [[u32; 3]; 32],
@@ -145,6 +147,7 @@ impl Warp {
             late: vec![],
             product_groups: 0,
             in_flight: vec![],
+            denied: None,
             stores: vec![],
             store_groups: [0; 32],
             tid,
