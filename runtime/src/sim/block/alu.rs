@@ -27,9 +27,9 @@ macro_rules! integer {
                     return divided_by_zero(l as u32);
                 }
                 match ($f, signed) {
-                    (Int2::Div, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_div((y[l] as $i)) as $u),
+                    (Int2::Div, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_div(y[l] as $i) as $u),
                     (Int2::Div, false) => $w.$set($d, $mask, |l| x[l] / y[l]),
-                    (_, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_rem((y[l] as $i)) as $u),
+                    (_, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_rem(y[l] as $i) as $u),
                     (_, false) => $w.$set($d, $mask, |l| x[l] % y[l]),
                 }
             }

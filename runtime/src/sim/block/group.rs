@@ -164,7 +164,7 @@ impl Block<'_> {
         }
         loop {
             let next = |w: &Warp| w.late.iter().find_map(|l| if let Late::Product(p) = l { Some((p.group, p.pc)) } else { None });
-            let ready = |w: &Warp| next(w).is_some_and(|(g, _)| g != NONE && g as u64 + n as u64 + 1 <= w.product_groups as u64);
+            let ready = |w: &Warp| next(w).is_some_and(|(g, _)| g != NONE && (g as u64 + n as u64) < w.product_groups as u64);
             let count = ws[range.clone()].iter().filter(|w| ready(w)).count();
             if count == 0 {
                 break;

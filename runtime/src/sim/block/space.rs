@@ -222,7 +222,7 @@ impl Block<'_> {
             Op::CopyWait { left, all } => {
                 let mut rest = vec![];
                 for c in std::mem::take(&mut w.copies) {
-                    let covered = mask >> c.lane & 1 != 0 && (all || (c.group != NONE && c.group as u64 + left as u64 + 1 <= w.committed[c.lane as usize] as u64));
+                    let covered = mask >> c.lane & 1 != 0 && (all || (c.group != NONE && (c.group as u64 + left as u64) < w.committed[c.lane as usize] as u64));
                     if covered {
                         let r = self.arrive(w.index, &c);
                         at(r, c.lane, || format!("{} from {}", self.describe(Memory::Shared, c.to as u64), self.describe(Memory::Global, c.from)))?;
