@@ -184,3 +184,33 @@ fn mutants_are_the_same_for_the_same_seed() {
     assert_eq!(mutants(PRODUCT, 20, 7), mutants(PRODUCT, 20, 7));
     assert!(mutants(PRODUCT, 20, 7).iter().all(|m| m.text != PRODUCT && m.text.lines().count() == PRODUCT.lines().count()));
 }
+
+#[test]
+fn no_text_makes_it_panic() {
+    let mut s = 3u64;
+    let mut below = |n: usize| {
+        s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (s >> 33) as usize % n
+    };
+    let words: Vec<&str> = PRODUCT.split_whitespace().collect();
+    for i in 0..3000 {
+        let mut t = PRODUCT.to_string();
+        match i % 3 {
+            // A piece is gone, a word stands where another one did, a line is doubled or cut.
+            0 => {
+                let at = below(t.len() - 8);
+                t.replace_range(at..at + 1 + below(8), "");
+            }
+            1 => {
+                let (a, b) = (words[below(words.len())], words[below(words.len())]);
+                t = t.replacen(a, b, 1 + below(3));
+            }
+            _ => {
+                let at = below(t.len());
+                let c = ["{", "}", ";", ",", "[", "b64", ".f64", "-1", "0", "%rd1", ".v4", "b8", "99999999999"][below(13)];
+                t.insert_str(at, c);
+            }
+        }
+        let _ = error_of(&t);
+    }
+}

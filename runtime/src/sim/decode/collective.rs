@@ -15,6 +15,10 @@ impl One<'_, '_> {
         let memory = self.memory(code);
         let n = self.vector(code);
         let ty = self.need(code.ty())?;
+        let plain = matches!(f, Atomic::Exch | Atomic::Cas | Atomic::And | Atomic::Or | Atomic::Xor);
+        if !matches!(ty.bytes(), 2 | 4 | 8) || (ty == Type::F64 && !plain && f != Atomic::Add) || (ty.float() && matches!(f, Atomic::Inc | Atomic::Dec)) {
+            return self.no("this combination of operation and type does not exist");
+        }
         if n != 1 {
             return self.no("vectors are not part of this machine");
         }
@@ -113,10 +117,10 @@ impl One<'_, '_> {
         if negated {
             return self.no("a negated scale is not part of this machine");
         }
-        let rest: Vec<i64> = self.s.operands[4..].iter().map(|o| if let Operand::Int(n) = o { *n } else { i64::MAX }).collect();
+        let rest: Vec<i64> = self.s.operands.iter().skip(4).map(|o| if let Operand::Int(n) = o { *n } else { i64::MAX }).collect();
         let sixteen = a != Type::Tf32;
         let want = 2 + if sixteen { if registers { 1 } else { 2 } } else { 0 };
-        if rest.len() != want || rest[..2].iter().any(|s| *s != 1 && *s != -1) || rest[2..].iter().any(|t| *t != 0 && *t != 1) {
+        if rest.len() != want || rest.iter().take(2).any(|s| *s != 1 && *s != -1) || rest.iter().skip(2).any(|t| *t != 0 && *t != 1) {
             return self.no("the signs are 1 or -1, the transpositions 0 or 1, and their number is that of the form");
         }
         let (trans_a, trans_b) = match (sixteen, registers) {

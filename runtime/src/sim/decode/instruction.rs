@@ -67,6 +67,7 @@ impl One<'_, '_> {
             "mad" | "fma" | "sad" => self.ternary(code),
             "addc" | "subc" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4, 8])?;
                 let writes = code.take("cc");
                 self.count(3..=3)?;
                 Ok((Class::Integer, Op::Carry { sub: head == "subc", reads: true, writes, wide: wide(ty), d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)? }))
@@ -79,6 +80,7 @@ impl One<'_, '_> {
             }
             "shl" | "shr" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[2, 4, 8])?;
                 self.count(3..=3)?;
                 let f = if head == "shl" { Shift::Left } else { Shift::Right };
                 Ok((Class::Integer, Op::Shift { f, ty, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, Type::U32)? }))
@@ -91,17 +93,20 @@ impl One<'_, '_> {
                 let wrap = code.take("wrap");
                 code.take("clamp");
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4])?;
                 self.count(4..=4)?;
                 Ok((Class::Integer, Op::Funnel { left, wrap, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, Type::U32)? }))
             }
             "lop3" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4])?;
                 self.count(5..=5)?;
                 let Operand::Int(table) = self.operand(4)? else { return self.no("the table is a number") };
                 Ok((Class::Integer, Op::Lop3 { d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, ty)?, table: *table as u8 }))
             }
             "prmt" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4])?;
                 let f = code.find(|p| {
                     Some(match p {
                         "f4e" => Permute::F4e,
@@ -118,11 +123,13 @@ impl One<'_, '_> {
             }
             "bfe" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4, 8])?;
                 self.count(4..=4)?;
                 Ok((Class::Integer, Op::Extract { ty, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, Type::U32)?, c: self.source(3, Type::U32)? }))
             }
             "bfi" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4, 8])?;
                 self.count(5..=5)?;
                 Ok((
                     Class::Integer,
@@ -132,6 +139,7 @@ impl One<'_, '_> {
             "setp" | "set" => self.set(code),
             "selp" => {
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[2, 4, 8])?;
                 self.count(4..=4)?;
                 let (p, negated) = self.pred_source(self.operand(3)?)?;
                 Ok((Class::Compare, Op::Select { wide: wide(ty), d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, p, negated }))
@@ -139,6 +147,7 @@ impl One<'_, '_> {
             "slct" => {
                 code.take("ftz");
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[2, 4, 8])?;
                 let by = self.need(code.ty())?;
                 self.count(4..=4)?;
                 Ok((Class::Compare, Op::SelectSign { wide: wide(ty), float: by == Type::F32, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, by)? }))
@@ -231,6 +240,7 @@ impl One<'_, '_> {
                 let all = code.take("all");
                 code.take("any");
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4, 8])?;
                 self.count(3..=3)?;
                 let (d, p) = self.pair(self.operand(0)?)?;
                 Ok((Class::Exchange, Op::Match { all, wide: wide(ty), d, p, a: self.source(1, ty)?, mask: self.source(2, Type::B32)? }))
@@ -239,6 +249,7 @@ impl One<'_, '_> {
                 code.take("sync");
                 let f = self.reduction(code)?;
                 let ty = self.need(code.ty())?;
+                self.width(ty, &[4])?;
                 if ty.float() {
                     return self.no("is a reduction of integers here");
                 }
@@ -499,12 +510,14 @@ impl One<'_, '_> {
             return Ok((Class::Compare, Op::PredLogic { f, d, a, b }));
         }
         self.count(3..=3)?;
+        self.width(ty, if is_wide { &[2, 4] } else { &[2, 4, 8] })?;
         if is_wide {
             let to = if ty.bytes() == 4 { Type::B64 } else { Type::B32 };
             return Ok((Class::Integer, Op::MulWide { ty, d: self.dest(0, to)?, a: self.source(1, ty)?, b: self.source(2, ty)? }));
         }
         let (d, a, b) = (self.dest(0, ty)?, self.source(1, ty)?, self.source(2, ty)?);
         if cc {
+            self.width(ty, &[4, 8])?;
             return Ok((Class::Integer, Op::Carry { sub: head == "sub", reads: false, writes: true, wide: wide(ty), d, a, b }));
         }
         let sat = code.take("sat");
@@ -544,6 +557,7 @@ impl One<'_, '_> {
             }
             return Ok((Class::Float, Op::Fma { ty, m, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, ty)? }));
         }
+        self.width(ty, if is_wide { &[2, 4] } else { &[2, 4, 8] })?;
         if is_wide {
             let to = if ty.bytes() == 4 { Type::B64 } else { Type::B32 };
             return Ok((Class::Integer, Op::MadWide { ty, d: self.dest(0, to)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, to)? }));
@@ -582,8 +596,8 @@ impl One<'_, '_> {
             if matches!(f, Float1::Rsqrt | Float1::Ex2 | Float1::Lg2 | Float1::Sin | Float1::Cos | Float1::Tanh) && !approx {
                 return self.no("needs `.approx`");
             }
-            if ty == Type::F64 && m.round != Round::Nearest {
-                return self.no("f64 is rounded to nearest only");
+            if ty == Type::F64 && (approx || m.round != Round::Nearest || class == Class::Special && !matches!(f, Float1::Rcp | Float1::Sqrt)) {
+                return self.no("f64 has only the forms to nearest");
             }
             return Ok((class, Op::Float1 { f, ty, m, d: self.dest(0, ty)?, a: self.source(1, ty)? }));
         }
@@ -594,6 +608,7 @@ impl One<'_, '_> {
             }
             return Ok((Class::Compare, Op::PredNot { d: self.pred(self.operand(0)?)?, a }));
         }
+        self.width(ty, &[2, 4, 8])?;
         let f = match head {
             "neg" => Int1::Neg,
             "abs" => Int1::Abs,
@@ -631,6 +646,7 @@ impl One<'_, '_> {
             return Ok((Class::Compare, Op::Set { f, ty, ftz, float: to.float(), d: self.dest(0, to)?, a: self.source(1, ty)?, b: self.source(2, ty)? }));
         }
         let ty = self.need(code.ty())?;
+        self.width(ty, &[2, 4, 8])?;
         if matches!(ty, Type::F16x2 | Type::Bf16x2) {
             return self.no("packed comparisons are not part of this machine");
         }
@@ -682,6 +698,9 @@ impl One<'_, '_> {
         }
         let f = Convert { to, from, round: integral.or(round).unwrap_or(if to.float() { Round::Nearest } else { Round::Zero }), integral: integral.is_some(), ftz, sat, relu, finite };
         let d = self.place(self.operand(0)?)?;
+        if to.bytes() > 8 || from.bytes() > 8 {
+            return self.no("is not part of this machine");
+        }
         if let (Place::Narrow(_), true) | (Place::Wide(_), false) = (d, wide(to))
             && (wide(to) || to.float())
         {
@@ -691,6 +710,9 @@ impl One<'_, '_> {
         let a = self.source_place(a, from)?;
         if matches!(a, Place::Narrow(_)) && wide(from) {
             return self.no("the source is narrower than its type");
+        }
+        if matches!(a, Place::Wide(_)) && from.float() && !wide(from) {
+            return self.no("the source is wider than its type");
         }
         let b = if packed { self.source(2, from)? } else { NONE };
         Ok((Class::Convert, Op::Convert { f, d, a, b }))

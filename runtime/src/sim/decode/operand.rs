@@ -245,6 +245,10 @@ impl<'a> One<'_, 'a> {
             o => Ok((self.file(o, false)?, NONE)),
         }
     }
+    /// Refuses types of other widths, in bytes, than these.
+    pub(super) fn width(&self, ty: Type, allowed: &[u32]) -> Result<()> {
+        if allowed.contains(&ty.bytes()) { Ok(()) } else { self.no(format!("has no form for {ty:?}")) }
+    }
     pub(super) fn need(&self, t: Option<Type>) -> Result<Type> {
         match t {
             Some(t) => Ok(t),
