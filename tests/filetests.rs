@@ -1,5 +1,6 @@
 //! Programs with the exact output of a pass: the folder under `tests/filetests` names the pass. A file is a program, then what is
-//! expected behind `//! `; a line `//? wrt=x,w dims=D=4,E=6` says what to differentiate along first, and which sizes are known.
+//! expected behind `//! `; a line `//? wrt=x,w dims=D=4,E=6` says what to differentiate along first, and which sizes are known. What
+//! the verifier is for cannot be written in the text form, so its files say how to damage the program: `//? break=swap:0,1`.
 //! `BLESS=1 cargo test --release --test filetests` rewrites the expectations; read the diff.
 
 use ir::dim::{Bindings, Name};
@@ -12,15 +13,17 @@ use std::path::Path;
 struct Directive {
     wrt: Vec<Vec<Name>>,
     dims: Bindings,
+    damage: Option<(String, Vec<String>)>,
 }
 
 fn directive(source: &str) -> Directive {
     let line = source.lines().find_map(|l| l.strip_prefix("//? ")).unwrap_or("");
-    let mut d = Directive { wrt: vec![], dims: Bindings::new() };
+    let mut d = Directive { wrt: vec![], dims: Bindings::new(), damage: None };
     for word in line.split_whitespace() {
         match word.split_once('=').unwrap() {
             ("wrt", names) => d.wrt.push(names.split(',').map(Name::from).collect()),
             ("dims", list) => d.dims.extend(list.split(',').map(|d| d.split_once('=').unwrap()).map(|(n, v)| (n.into(), v.parse::<i64>().unwrap()))),
+            ("break", how) => d.damage = how.split_once(':').map(|(kind, on)| (kind.into(), on.split(',').map(String::from).collect())),
             (other, _) => panic!("no directive `{other}`"),
         }
     }
@@ -40,10 +43,38 @@ fn output(pass: &str, name: &str, source: &str) -> String {
     functions.iter().map(|f| one(pass, f, &d).unwrap_or_else(|e| e + "\n")).collect()
 }
 
+/// Breaks an invariant: `swap:EQN,EQN`, `drop:EQN`, `twice:EQN`, `operand:EQN`, `dtype:VALUE,TYPE`, `size:VALUE,SIZE`, `call:RESULT,RESULT`.
+fn damage(f: &mut Function, kind: &str, on: &[String]) {
+    let eqn = |i: usize| on[i].parse::<usize>().unwrap();
+    let value = |f: &Function| f.vars.iter().position(|v| v.name.as_deref() == Some(&*on[0])).unwrap();
+    match kind {
+        "swap" => f.eqns.swap(eqn(0), eqn(1)),
+        "drop" => drop(f.eqns.remove(eqn(0))),
+        "twice" => f.eqns.push(f.eqns[eqn(0)].clone()),
+        "operand" => {
+            let again = f.eqns[eqn(0)].args[0];
+            f.eqns[eqn(0)].args.push(again);
+        }
+        "dtype" => {
+            let v = value(f);
+            f.vars[v].ty.dtype = ir::types::DType::parse(&on[1]).unwrap();
+        }
+        "size" => {
+            let v = value(f);
+            f.vars[v].ty.axes[0].size = ir::dim::Dim::fixed(on[1].parse().unwrap());
+        }
+        "call" => f.results.iter_mut().filter(|r| *r.name == *on[0]).for_each(|r| r.name = on[1].as_str().into()),
+        other => panic!("no damage `{other}`"),
+    }
+}
+
 fn one(pass: &str, f: &Function, d: &Directive) -> Result<String, String> {
     let say = |e: ir::diagnostic::Error| format!("error: {e}");
     let mut f = f.clone();
     if pass == "verify" {
+        if let Some((kind, on)) = &d.damage {
+            damage(&mut f, kind, on);
+        }
         return Ok(match ir::verify::verify(&f) {
             Ok(()) => "sound\n".into(),
             Err(list) => list.iter().map(|e| format!("{e}\n")).collect(),
@@ -107,5 +138,5 @@ fn block_programs_and_refusals() {
 
 #[test]
 fn what_the_verifier_says() {
-    folder("verify", 4);
+    folder("verify", 8);
 }
