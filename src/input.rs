@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Which function, of which file, along which inputs.
+/// Which function, of which file, differentiated how.
 #[derive(clap::Args)]
 pub struct Source {
     /// The program: text, or a block program as `compile --dump all` writes it, where a command can go on from there
@@ -20,9 +20,76 @@ pub struct Source {
     /// The function; without it the file's first
     #[arg(long = "fn", value_name = "NAME")]
     pub function: Option<String>,
-    /// Parameters to differentiate along, `q,k,v`; may be given twice: the JVP of the JVP
+    /// Derivatives to take, in order
+    #[command(flatten)]
+    pub transforms: Transforms,
+}
+
+/// A derivative of a function, along some of its parameters.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Transform {
+    /// Tangents of results from tangents of these.
+    Jvp(Vec<Name>),
+    /// Cotangents of these from cotangents of results.
+    Vjp(Vec<Name>),
+}
+
+impl Transform {
+    /// The derivative of `f`.
+    ///
+    /// # Errors
+    /// Those of the pass, and what the verifier refuses.
+    pub fn apply(&self, f: &Function) -> Result<Function, String> {
+        let (g, pass) = match self {
+            Transform::Jvp(wrt) => (passes::ad::jvp(f, wrt), "jvp"),
+            Transform::Vjp(wrt) => (passes::ad::vjp(f, wrt), "vjp"),
+        };
+        let g = g.map_err(|e| e.to_string())?;
+        verify(&g, pass)?;
+        Ok(g)
+    }
+}
+
+/// Transforms, in the order in which the command line has them.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Transforms(pub Vec<Transform>);
+
+/// The options as clap declares them; their order comes from their positions.
+#[derive(clap::Args)]
+struct TransformOptions {
+    /// Parameters to differentiate along, `q,k,v`: tangents `q.t` in, `RESULT.t` out; may be given again, for derivatives of derivatives
     #[arg(long, value_name = "NAMES")]
-    pub jvp: Vec<String>,
+    jvp: Vec<String>,
+    /// Parameters whose gradient is wanted, `q,k,v`: cotangents `RESULT.ct` in, `q.ct` out; transforms apply in the order given
+    #[arg(long, value_name = "NAMES")]
+    vjp: Vec<String>,
+}
+
+impl clap::FromArgMatches for Transforms {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut all: Vec<(usize, Transform)> = vec![];
+        for id in ["jvp", "vjp"] {
+            let values = matches.get_many::<String>(id).into_iter().flatten();
+            for (at, list) in matches.indices_of(id).into_iter().flatten().zip(values) {
+                all.push((at, if id == "jvp" { Transform::Jvp(names(list)) } else { Transform::Vjp(names(list)) }));
+            }
+        }
+        all.sort_by_key(|(at, _)| *at);
+        Ok(Transforms(all.into_iter().map(|(_, t)| t).collect()))
+    }
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = <Transforms as clap::FromArgMatches>::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Transforms {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        TransformOptions::augment_args(command)
+    }
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        TransformOptions::augment_args_for_update(command)
+    }
 }
 
 /// A program from a file, at whatever stage it was written down.
@@ -43,8 +110,8 @@ impl Source {
         if let Some(n) = &self.function {
             return Err(format!("--fn {n}: {file} is a block program, not a file of functions"));
         }
-        if !self.jvp.is_empty() {
-            return Err(format!("--jvp: {file} is a block program; only equations are differentiated"));
+        if !self.transforms.0.is_empty() {
+            return Err(format!("--jvp, --vjp: {file} is a block program; only equations are differentiated"));
         }
         let text = std::fs::read_to_string(&self.file).map_err(|e| format!("cannot read {file}: {e}"))?;
         let bad = |e: serde_json::Error| format!("{file} is no block program: {e}");
@@ -60,9 +127,8 @@ impl Source {
             return Err(format!("{} is a block program, and this command wants equations", self.file.display()));
         }
         let mut f = parse(&self.file, self.function.as_deref())?;
-        for wrt in &self.jvp {
-            f = passes::ad::jvp(&f, &names(wrt)).map_err(|e| e.to_string())?;
-            verify(&f, "jvp")?;
+        for t in &self.transforms.0 {
+            f = t.apply(&f)?;
         }
         Ok(f)
     }
@@ -268,7 +334,7 @@ mod tests {
     #[test]
     fn operations_say_where_their_operands_come_from() {
         let positive = Domain::Interval(0.5, 2.0);
-        let text = "fn f(a: f32[N], b: f32[N], c: f32[N], d: f32[N=2*M]) -> (y: f32[N]) { y = log(a) * rsqrt(b + 1) / c }";
+        let text = "fn f(a: f32[N], b: f32[N], c: f32[N], d: f32[P=2*M]) -> (y: f32[N]) { y = log(a) * rsqrt(b + 1) / c }";
         assert_eq!(domains(text), [positive.clone(), Domain::Anything, positive.clone(), Domain::Anything]);
         let text = "fn f(a: f32[N=2*M]) -> (y: f32[P=2,M]) { y = sqrt(split(a, N -> [P=2, M])) }";
         assert_eq!(domains(text), [positive]);

@@ -4,6 +4,7 @@ mod bench;
 mod compile;
 mod devices;
 mod explain;
+mod gpu;
 mod opt;
 mod run;
 
@@ -49,9 +50,17 @@ enum Command {
     /// What there is to run on, with this CPU's measured peaks
     #[command(after_help = "Example: pushforward devices --json")]
     Devices(devices::Args),
+    /// Prepare kernels for a machine with a GPU
+    Gpu(gpu::Args),
 }
 
 fn main() -> ExitCode {
+    // `pushforward … | head` ends as other programs do; Rust starts with this signal ignored, and printing would panic.
+    // SAFETY: nothing runs yet beside this thread, and the default action is a valid handler.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     let result = match Cli::parse().command {
         Command::Run(a) => run::run(&a),
         Command::Check(a) => pushforward::check::run(&a),
@@ -60,6 +69,7 @@ fn main() -> ExitCode {
         Command::Explain(a) => explain::run(&a),
         Command::Opt(a) => opt::run(&a),
         Command::Devices(a) => devices::run(&a),
+        Command::Gpu(a) => gpu::run(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 pub const MACHINE: [&str; 2] = ["simplify", "fuse"];
 
 /// Every pass: its name, and `before => after`.
-pub const PASSES: [(&str, &str); 4] = [
+pub const PASSES: [(&str, &str); 5] = [
     ("jvp=q+k", "f(q, k, …) => f and its tangent along q and k"),
+    ("vjp=q+k", "f(q, k, …) => f and the cotangents of q and k from those of its results"),
     ("normalize", "equations => the same function as sums of products, factors hoisted out of sums: the first half of simplify"),
     ("simplify", "equations => normal form or, where it costs less when fused, an equal form found by the e-graph"),
     ("fuse", "equations => block programs, the last stage before a machine"),
@@ -33,6 +34,8 @@ pub enum Stage {
 pub enum Step {
     /// Differentiation along parameters.
     Jvp(Vec<Name>),
+    /// Gradients of parameters.
+    Vjp(Vec<Name>),
     /// The normal form.
     Normalize,
     /// The normal form, or a better one.
@@ -46,6 +49,7 @@ impl Step {
     pub fn text(&self) -> String {
         match self {
             Step::Jvp(wrt) => format!("jvp={}", wrt.join("+")),
+            Step::Vjp(wrt) => format!("vjp={}", wrt.join("+")),
             Step::Normalize => "normalize".into(),
             Step::Simplify => "simplify".into(),
             Step::Fuse => "fuse".into(),
@@ -60,6 +64,7 @@ impl Step {
 pub fn parse(list: &[String]) -> Result<Vec<Step>, String> {
     let one = |text: &String| match text.trim().split_once('=') {
         Some(("jvp", wrt)) => Ok(Step::Jvp(names(&wrt.replace('+', ",")))),
+        Some(("vjp", wrt)) => Ok(Step::Vjp(names(&wrt.replace('+', ",")))),
         None if text.trim() == "normalize" => Ok(Step::Normalize),
         None if text.trim() == "simplify" => Ok(Step::Simplify),
         None if text.trim() == "fuse" => Ok(Step::Fuse),
@@ -125,6 +130,7 @@ pub fn run(mut stage: Stage, steps: &[Step], options: &Options, explain: bool) -
 fn apply(step: &Step, f: &Function, options: &Options, explain: bool) -> Result<(Stage, Vec<String>), String> {
     let (stage, mut why) = match step {
         Step::Jvp(wrt) => (Stage::Function(passes::ad::jvp(f, wrt).map_err(|e| e.to_string())?), vec![]),
+        Step::Vjp(wrt) => (Stage::Function(passes::ad::vjp(f, wrt).map_err(|e| e.to_string())?), vec![]),
         Step::Normalize => (Stage::Function(passes::simplify::normalize(f).map_err(|e| e.to_string())?), vec![]),
         Step::Simplify => {
             let s = passes::simplify::simplify(f).map_err(|e| e.to_string())?;

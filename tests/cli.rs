@@ -367,6 +367,23 @@ fn explain_and_bench_have_their_shapes() {
 }
 
 #[test]
+fn a_closed_pipe_is_no_panic() {
+    let d = dir();
+    let file = path(&d, "program");
+    good(&d, &["opt", ATTENTION]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pushforward"))
+        .args(["check", ATTENTION, "--cases", "1"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::fs::File::create(&file).unwrap())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_ne!(child.wait().unwrap().code(), Some(101));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+}
+
+#[test]
 fn devices_are_listed_with_or_without_a_gpu() {
     let d = dir();
     let v = json(&d, &["devices", "--threads", "1", "--json"]);

@@ -1,31 +1,17 @@
 //! Outside references: every case of `tests/fixtures`, primal and tangent, on `reference`. The programs are written in the
 //! text form only, and their tangents are derived.
 
+#[path = "support/cases.rs"]
+mod cases;
+
+use cases::{Fields, load, root, scores_program};
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::{Tensor, relative_error};
 use ir::types::DType;
 use passes::fuse::{Options, fuse};
-use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-type Fields = BTreeMap<String, Tensor>;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
-/// A file's tensors and its parameters.
-fn load(path: &str) -> (Fields, Value) {
-    let bytes = std::fs::read(root().join("fixtures").join(path)).unwrap();
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let params = serde_json::from_str(&header.metadata().as_ref().unwrap()["params"]).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = |v: &safetensors::tensor::TensorView| Tensor::from_safetensors(&format!("{:?}", v.dtype()), v.shape(), v.data()).unwrap();
-    (file.tensors().iter().map(|(n, v)| (n.clone(), tensor(v))).collect(), params)
-}
 
 /// The bound on the error of a machine that rounds its inputs to a type: relative Frobenius, against `reference` on the same.
 const BOUNDS: [(DType, f64); 4] = [(DType::F64, 1e-10), (DType::F32, 2e-5), (DType::BF16, 5e-3), (DType::F16, 6e-4)];
@@ -96,56 +82,6 @@ fn compare(f: &Function, inputs: &Fields, want: &Fields, what: &str) -> f64 {
     worst
 }
 
-/// The program for a case's parameters, as a person would write it.
-fn scores_program(p: &Value) -> String {
-    let number = |k: &str| p[k].as_f64().unwrap();
-    let (h, kv_heads) = (number("H"), number("Hkv"));
-    let grouped = h != kv_heads;
-    let (g, heads, letters) = if grouped { ("G", "split(q, H -> [G, R=H/G])", ["bgrid,bgjd->bgrij", "bgrij,bgje->bgrie"]) } else { ("H", "q", ["bhid,bhjd->bhij", "bhij,bhje->bhie"]) };
-    let mut params = format!("q: f32[B,H,I,D], k: f32[B,{g},J,D], v: f32[B,{g},J,E]");
-    let mut s = format!("contract(\"{}\", {heads}, k) * {}", letters[0], number("scale"));
-    if number("softcap") > 0.0 {
-        s = format!("softcap({s}, {})", number("softcap"));
-    }
-    if p["alibi"].as_bool().unwrap() {
-        params += ", alibi_slopes: f32[H]";
-        s += " - mul(alibi_slopes, convert(abs(iota(I) + J - I - iota(J)), f32))";
-    }
-    match p["bias"].as_str() {
-        Some("HQK") => { params += ", bias: f32[X=1,H,I,J]"; s += " + index(bias, X, 0)"; }
-        Some("1H1K") => { params += ", bias: f32[X=1,H,Y=1,J]"; s += " + index(index(bias, X, 0), Y, 0)"; }
-        Some("B1QK") => { params += ", bias: f32[B,X=1,I,J]"; s += " + index(bias, X, 0)"; }
-        Some(other) => panic!("bias of kind {other}"),
-        None => {}
-    }
-    let causal = p["causal"].as_str().unwrap();
-    let last = if causal == "top_left" { "iota(I)" } else { "iota(I) + J - I" };
-    let mut masks = vec![];
-    if causal != "none" {
-        masks.push(format!("iota(J) <= {last}"));
-    }
-    let (left, right) = (p["window"][0].as_i64().unwrap(), p["window"][1].as_i64().unwrap());
-    if left >= 0 {
-        masks.push(format!("iota(J) >= {last} - {left}"));
-    }
-    if right >= 0 {
-        masks.push(format!("iota(J) <= {last} + {right}"));
-    }
-    if !p["kv_len"].is_null() {
-        params += ", kv_len: i32[B]";
-        masks.push("iota(J) < kv_len".into());
-    }
-    if !masks.is_empty() {
-        s = format!("select({}, {s}, -inf)", masks.join(" & "));
-    }
-    let merged = |x: &str| if grouped { format!("merge({x}, [G,R] -> H)") } else { x.into() };
-    format!(
-        "fn case({params}) -> (o: f32[B,H,I,E], lse: f32[B,H,I]) {{\n  s = {s}\n  lse = {}\n  o = {}\n}}",
-        merged("logsumexp(s, j)"),
-        merged(&format!("contract(\"{}\", softmax(s, j), v)", letters[1])),
-    )
-}
-
 #[test]
 fn attention() {
     let index: Vec<Value> = serde_json::from_slice(&std::fs::read(root().join("fixtures/attention/index.json")).unwrap()).unwrap();
@@ -153,7 +89,7 @@ fn attention() {
     for p in &index {
         let file = format!("attention/attn_{:02}.safetensors", p["case"].as_u64().unwrap());
         let (fields, _) = load(&file);
-        let text = scores_program(p);
+        let text = scores_program(p, &["o", "lse"]);
         let module = ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", ir::diagnostic::render(&e, &file, &text)));
         let mut inputs = Fields::new();
         for n in ["q", "k", "v", "bias", "kv_len", "alibi_slopes"] {

@@ -5,7 +5,7 @@ use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::Tensor;
 use ir::types::DType;
-use pushforward::input::{Random, Source, dims};
+use pushforward::input::{Random, Source, Transform, Transforms, dims, names};
 use pushforward::machine;
 use runtime::cache::Cache;
 use runtime::cpu::{Bound, Pool};
@@ -47,7 +47,7 @@ impl Program {
     /// The function, differentiated, from its text.
     pub fn load(&self) -> Function {
         let file = format!("{}/examples/{}", env!("CARGO_MANIFEST_DIR"), self.file).into();
-        let source = Source { file, function: self.function.map(String::from), jvp: self.jvp.iter().map(|j| j.to_string()).collect() };
+        let source = Source { file, function: self.function.map(String::from), transforms: Transforms(self.jvp.iter().map(|j| Transform::Jvp(names(j))).collect()) };
         source.load().unwrap_or_else(|e| panic!("{e}"))
     }
     /// Its sizes.

@@ -7,11 +7,12 @@
 pub mod cpu;
 pub mod llvm;
 pub mod mlir;
+pub mod nvptx;
 pub mod scalar;
 pub mod target;
 pub mod text;
 
-pub use target::Target;
+pub use target::{GpuTarget, Target};
 
 use ir::artifact::Artifact;
 use ir::tile;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 pub enum Error {
     /// The program has something that the target cannot do.
     Refused(String),
+    /// The program, or the schedule, has something that GPUs cannot do; which limit, by name.
+    Gpu(String),
     /// No such target.
     Target(String),
     /// MLIR rejected our text.
@@ -36,6 +39,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Error::Refused(s) => write!(f, "cpu: {s}"),
+            Error::Gpu(s) => write!(f, "nvptx: {s}"),
             Error::Target(s) => write!(f, "target: {s}"),
             Error::Mlir(s) => write!(f, "mlir: {s}"),
             Error::Llvm(s) => write!(f, "llvm: {s}"),

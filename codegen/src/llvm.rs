@@ -4,7 +4,7 @@
 //! three times as long and unrolls what should stay small.
 
 use crate::Error;
-use crate::target::Target;
+use crate::target::{GpuTarget, Target};
 use inkwell::OptimizationLevel;
 use inkwell::context::Context;
 use inkwell::module::Module;
@@ -40,6 +40,37 @@ pub fn compile(module: &melior::ir::Module, target: &Target, texts: bool) -> Res
     Ok(Code { object: emit(&llvm, FileType::Object)?.as_slice().to_vec(), llvm: text, assembly })
 }
 
+/// PTX text and what was asked for beside it.
+pub struct Ptx {
+    /// The text.
+    pub ptx: String,
+    /// LLVM IR, after passes.
+    pub llvm: Option<String>,
+}
+
+/// Translates `module`, which holds only the LLVM dialect, to PTX. The full pipeline runs: kernels are straight-line code whose
+/// addresses and constants it folds.
+///
+/// # Errors
+/// What LLVM says, and any intrinsic that is not known to be an instruction: the backend has no libm, and would abort.
+pub fn ptx(module: &melior::ir::Module, target: &GpuTarget, texts: bool) -> Result<Ptx, Error> {
+    let context = Context::create();
+    let llvm = translate(module, &context)?;
+    Backend::initialize_nvptx(&InitializationConfig::default());
+    let triple = TargetTriple::create("nvptx64-nvidia-cuda");
+    let backend = Backend::from_triple(&triple).map_err(|e| Error::Target(e.to_string()))?;
+    let machine = backend
+        .create_target_machine(&triple, &target.name, &target.features, OptimizationLevel::Aggressive, RelocMode::Default, CodeModel::Default)
+        .ok_or_else(|| Error::Target(format!("LLVM knows no machine {}", target.name)))?;
+    llvm.set_triple(&triple);
+    llvm.set_data_layout(&machine.get_target_data().get_data_layout());
+    llvm.run_passes("default<O3>", &machine, PassBuilderOptions::create()).map_err(|e| Error::Llvm(e.to_string()))?;
+    only(&llvm, &["llvm.nvvm.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.maxnum.", "llvm.minnum.", "llvm.s", "llvm.u", "llvm.vector.", "llvm.abs.", "llvm.copysign.", "llvm.fsh", "llvm.assume"])?;
+    let buffer = machine.write_to_memory_buffer(&llvm, FileType::Assembly).map_err(|e| Error::Llvm(e.to_string()))?;
+    let ptx = String::from_utf8_lossy(buffer.as_slice()).trim_end_matches('\0').to_string();
+    Ok(Ptx { ptx, llvm: texts.then(|| llvm.print_to_string().to_string()) })
+}
+
 fn translate<'c>(module: &melior::ir::Module, context: &'c Context) -> Result<Module<'c>, Error> {
     let operation = module.as_operation();
     // SAFETY: both libraries are built on the same LLVM, so that a context and a module of one are those of the other; the
@@ -64,10 +95,14 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 
 /// Nothing but our own functions and intrinsics that are instructions may be called: the object is loaded without a linker.
 fn self_contained(module: &Module) -> Result<(), Error> {
-    const KNOWN: [&str; 9] = ["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."];
+    only(module, &["llvm.prefetch.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.masked.", "llvm.s", "llvm.u", "llvm.vector."])
+}
+
+/// Declared functions have one of these beginnings.
+fn only(module: &Module, known: &[&str]) -> Result<(), Error> {
     for f in module.get_functions().filter(|f| f.count_basic_blocks() == 0) {
         let name = f.get_name().to_string_lossy().into_owned();
-        if !KNOWN.iter().any(|k| name.starts_with(k)) {
+        if !known.iter().any(|k| name.starts_with(k)) {
             return Err(Error::Llvm(format!("`{name}` is not known to be an instruction")));
         }
     }

@@ -14,6 +14,9 @@ use std::sync::Once;
 /// From the dialects that the CPU emitter writes to the LLVM dialect.
 pub const CPU: &str = "builtin.module(convert-scf-to-cf,convert-vector-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,reconcile-unrealized-casts)";
 
+/// From the dialects that the GPU emitter writes to the LLVM dialect.
+pub const GPU: &str = "builtin.module(convert-scf-to-cf,convert-nvvm-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,reconcile-unrealized-casts)";
+
 thread_local! {
     static CONTEXT: Context = new_context();
 }
@@ -25,7 +28,7 @@ fn new_context() -> Context {
     register_all_dialects(&registry);
     let context = Context::new();
     context.append_dialect_registry(&registry);
-    for d in ["llvm", "scf", "cf", "arith", "vector", "func"] {
+    for d in ["llvm", "scf", "cf", "arith", "vector", "func", "nvvm"] {
         context.get_or_load_dialect(d);
     }
     register_all_llvm_translations(&context);

@@ -110,3 +110,47 @@ fn cache_bytes(index: usize) -> Option<usize> {
         _ => s.parse().ok(),
     }
 }
+
+/// Facts about a GPU architecture that schedules are checked against.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GpuTarget {
+    /// Architecture as `ptxas` names it: `sm_90a`.
+    pub name: String,
+    /// The PTX version that LLVM writes, as its feature: `+ptx80`.
+    pub features: String,
+    /// Bytes of shared memory that one block may ask for.
+    pub shared_per_block: usize,
+    /// Bytes of shared memory of a multiprocessor.
+    pub shared_per_sm: usize,
+    /// 32-bit registers of a multiprocessor.
+    pub registers_per_sm: usize,
+    /// The most registers of one thread.
+    pub registers_per_thread: usize,
+    /// The most threads of a block.
+    pub threads_per_block: usize,
+}
+
+impl GpuTarget {
+    /// A target by `ptxas`' name of the architecture.
+    ///
+    /// # Errors
+    /// The name is not known here.
+    pub fn named(name: &str) -> Result<GpuTarget, Error> {
+        // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; a block gives 1 KB to the system.
+        let (features, shared_per_block, shared_per_sm) = match name {
+            "sm_80" => ("+ptx80", 163 << 10, 164 << 10),
+            "sm_90a" => ("+ptx80", 227 << 10, 228 << 10),
+            "sm_100a" => ("+ptx88", 227 << 10, 228 << 10),
+            _ => return Err(Error::Target(format!("`{name}` is not a known GPU target; known are sm_80, sm_90a, sm_100a"))),
+        };
+        Ok(GpuTarget {
+            name: name.into(),
+            features: features.into(),
+            shared_per_block,
+            shared_per_sm,
+            registers_per_sm: 65536,
+            registers_per_thread: 255,
+            threads_per_block: 1024,
+        })
+    }
+}

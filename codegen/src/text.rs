@@ -74,6 +74,10 @@ impl Text {
     pub fn new() -> Text {
         Text::default()
     }
+    /// Nothing yet, with names from `%v` and a number above `n` on: for text around other text.
+    pub fn above(n: usize) -> Text {
+        Text { next: n, ..Text::default() }
+    }
     /// A name not used before.
     pub fn fresh(&mut self) -> String {
         self.next += 1;

@@ -165,6 +165,11 @@ impl Write {
         self.stack.last_mut().unwrap().push(Stmt::For(Loop { axis, within, carries, body: stmts }));
         after
     }
+    /// The program, right or not.
+    pub fn unverified(mut self) -> Program {
+        self.p.body = self.stack.pop().unwrap();
+        self.p
+    }
     pub fn finish(mut self) -> Program {
         self.p.body = self.stack.pop().unwrap();
         if let Err(e) = ir::tile::verify::verify(&self.p) {
@@ -202,6 +207,10 @@ impl Kernel {
             Err(e) => panic!("{}: {e}", p.name),
         };
         Kernel::load(compiled)
+    }
+    /// What the emitter writes.
+    pub fn text(p: &Program, target: &Target) -> String {
+        codegen::cpu::lower(p, target).unwrap_or_else(|e| panic!("{}: {e}", p.name)).0
     }
     pub fn load(compiled: Compiled) -> Kernel {
         let mut jit = std::ptr::null_mut();
@@ -260,6 +269,7 @@ impl Kernel {
                         }
                         (self.f)(pointers.as_ptr().cast(), numbers.as_ptr(), scratch, i, panels as i64);
                     }
+                    // Kernels may store past the caches.
                     std::arch::x86_64::_mm_sfence();
                     std::alloc::dealloc(scratch, layout);
                     thread_seconds() - start

@@ -1,6 +1,6 @@
 //! Compiled code with everything needed to launch it: the one meeting point of `codegen` and `runtime`.
 
-use crate::dim::{Dim, Name};
+use crate::dim::{Bindings, Dim, DimError, Name};
 use crate::tile::{Buffer, Program, Role};
 use serde::{Deserialize, Serialize};
 
@@ -54,5 +54,32 @@ impl Signature {
             Role::Stream(_) | Role::Full(_) => None,
         };
         p.axes.iter().filter_map(|a| parallel(a).map(|tile| GridAxis { size: a.size.clone(), tile, panels: false })).collect()
+    }
+}
+
+/// How to launch a kernel on a GPU: its parameters are one 64-bit address per buffer, then one 64-bit number per dimension, in order.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GpuSignature {
+    /// Entry point.
+    pub symbol: String,
+    /// Buffer parameters; addresses are multiples of 16 bytes.
+    pub buffers: Vec<Buffer>,
+    /// Run-time dimensions.
+    pub dims: Vec<Name>,
+    /// The grid has one dimension, with the product of ⌈size / tile⌉ blocks; of these axes the last one is fastest.
+    pub grid: Vec<GridAxis>,
+    /// Threads of a block.
+    pub block: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+}
+
+impl GpuSignature {
+    /// Blocks of the grid.
+    ///
+    /// # Errors
+    /// A size without a number.
+    pub fn blocks(&self, dims: &Bindings) -> Result<i64, DimError> {
+        self.grid.iter().try_fold(1, |n, g| Ok(n * ((g.size.eval(dims)?.max(0) + g.tile as i64 - 1) / g.tile as i64)))
     }
 }

@@ -111,6 +111,14 @@ impl Builder {
     pub fn div(&mut self, a: Var, b: Var) -> Result<Var> {
         self.elementwise(Elementwise::Div, &[a, b])
     }
+    /// The two factors of `v`, if it is a product of floats.
+    pub fn product(&self, v: Var) -> Option<(Var, Var)> {
+        let e = self.f.eqns.iter().rev().find(|e| e.out == v)?;
+        match (&e.op, e.args.as_slice()) {
+            (Prim::Elementwise(Elementwise::Mul), [x, y]) if self.dtype(v).is_float() => Some((*x, *y)),
+            _ => None,
+        }
+    }
     /// A number.
     pub fn constant(&mut self, value: f64, dtype: DType) -> Var {
         let key = (Prim::Constant(Literal { value, dtype }), vec![]);

@@ -10,6 +10,7 @@ pub mod contract;
 pub mod elementwise;
 pub mod movement;
 pub mod reduce;
+pub mod transpose;
 
 pub use crate::tile::ReduceKind;
 pub use call::{Call, Callee};

@@ -1,6 +1,14 @@
-//! Differentiation.
+//! Differentiation: forward mode by rules (`jvp`), reverse mode by transposing what is linear in it (`linearize`, `transpose`,
+//! `vjp`), and what to keep in between (`remat`). `docs/reverse.md` has the whole story.
 
 pub mod activity;
 pub mod jvp;
+pub mod linearize;
+pub mod remat;
+pub mod transpose;
+pub mod vjp;
 
 pub use jvp::{Bend, jvp, jvp_with};
+pub use linearize::linearize;
+pub use transpose::transpose;
+pub use vjp::vjp;

@@ -8,6 +8,7 @@ pub mod law;
 pub mod lower;
 pub mod mask;
 pub mod partition;
+mod plan;
 pub mod view;
 
 pub use partition::{Fused, Options, fuse};

@@ -5,3 +5,5 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod memory;
+pub mod pack;
+pub mod sim;

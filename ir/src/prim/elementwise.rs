@@ -4,6 +4,7 @@
 use crate::builder::Builder;
 use crate::diagnostic::Error;
 use crate::graph::Var;
+use crate::prim::transpose::Operand;
 use crate::types::DType;
 use serde::{Deserialize, Serialize};
 
@@ -193,6 +194,33 @@ impl Elementwise {
             }
             (Pow, _) => { let l = b.elementwise(Log, &[x[0]])?; b.mul(y, l)? }
             (Neg | Add | Sub | Mul | Select | Convert(_) | Lt | Le | Gt | Ge | Eq | Ne | And | Or | Not, _) => return Ok(None),
+        }))
+    }
+
+    /// The transpose of an operation that is linear in operand `i`: that operand's cotangent from the result's, `ct`, before sums over
+    /// broadcast axes. `None` if the operation is not linear in it.
+    ///
+    /// # Errors
+    /// Those of the builder.
+    pub fn transpose(self, b: &mut Builder, i: usize, x: &[Operand], ct: Var) -> Result<Option<Var>, Error> {
+        let d = x[i].ty.dtype;
+        Ok(Some(match (self, i) {
+            (Add, _) | (Sub, 0) => ct,
+            (Neg, _) | (Sub, _) => b.elementwise(Neg, &[ct])?,
+            // A rounding of the value is a rounding of its cotangent, to the type that the operand has.
+            (Convert(to), _) if to.is_float() && d.is_float() => b.elementwise(Convert(d), &[ct])?,
+            (Mul, _) => match x[1 - i].value {
+                Some(other) => b.mul(ct, other)?,
+                None => return Ok(None),
+            },
+            (Select, 1 | 2) => match x[0].value {
+                Some(c) => {
+                    let zero = b.constant(0.0, d);
+                    b.elementwise(Select, &if i == 1 { [c, ct, zero] } else { [c, zero, ct] })?
+                }
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
         }))
     }
 

@@ -2,7 +2,11 @@
 //! way to compute an address.
 
 use super::Mismatch;
+use super::transpose::{Part, Pull};
+use crate::builder::Builder;
+use crate::diagnostic::Error;
 use crate::dim::{Dim, Name};
+use crate::graph::Var;
 use crate::types::{Axis, Type};
 use serde::{Deserialize, Serialize};
 
@@ -167,5 +171,36 @@ impl Movement {
             }
         };
         Ok(Type::new(t.dtype, axes))
+    }
+
+    /// The transpose: what the result's cotangent `ct` is to operand `i`, of the operands' types `args`. The transpose of a part is that
+    /// part of zeros; parts of one value are joined where all of them are known ([`super::transpose::join`]).
+    ///
+    /// # Errors
+    /// Those of the builder.
+    pub fn transpose(&self, b: &mut Builder, i: usize, args: &[Type], ct: Var) -> Result<Pull, Error> {
+        let to = &args[i];
+        let own = |n: &Name| to.axis(n).cloned().unwrap_or_else(|| Axis::sym(n.clone()));
+        let m = match self {
+            Rename { from, to } => Rename { from: to.name.clone(), to: own(from) },
+            Split { axis, into } => Merge { axes: into.iter().map(|a| a.name.clone()).collect(), into: own(axis) },
+            Merge { axes, into } => Split { axis: into.name.clone(), into: axes.iter().map(own).collect() },
+            Permute(_) => return Ok(Pull::Whole(ct)),
+            Broadcast(axes) if axes.is_empty() => return Ok(Pull::Whole(ct)),
+            Broadcast(axes) => {
+                let names: Vec<Name> = axes.iter().map(|a| a.name.clone()).collect();
+                return Ok(Pull::Whole(b.reduce_sum(ct, &names)?));
+            }
+            Slice { axis, to, start } => {
+                return Ok(Pull::Part(Part { axis: axis.clone(), along: Some(to.clone()), start: start.clone(), value: ct }));
+            }
+            Index { axis, at } => return Ok(Pull::Part(Part { axis: axis.clone(), along: None, start: at.clone(), value: ct })),
+            Concat { axes, into } => {
+                let before = args[..i].iter().zip(axes).filter_map(|(t, n)| t.axis(n)).fold(Dim::fixed(0), |n, a| &n + &a.size);
+                Slice { axis: into.name.clone(), to: own(&axes[i]), start: before }
+            }
+            Stack(axis) => Index { axis: axis.name.clone(), at: Dim::fixed(i as i64) },
+        };
+        Ok(Pull::Whole(b.movement(m, &[ct])?))
     }
 }

@@ -193,7 +193,8 @@ fn attained(b: &mut Builder, e: &Eqn, axes: &[Name], t: Var) -> Result<Var, Erro
     let (count, picked) = (b.reduce_sum(count, axes)?, b.reduce_sum(picked, axes)?);
     // All elements below the identity attain nothing.
     let count = b.elementwise(Elementwise::Max, &[count, one])?;
-    b.div(picked, count)
+    let share = b.div(one, count)?;
+    b.mul(share, picked)
 }
 
 /// Zeros of `like`'s type: the tangent of an operand that does not move, beside operands that do.

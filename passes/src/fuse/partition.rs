@@ -12,7 +12,7 @@ use ir::dim::{Bindings, Name};
 use ir::graph::{Eqn, Function, Var};
 use ir::prim::{Prim, ReduceKind};
 use ir::tile::Program;
-use ir::types::{Axis, DType};
+use ir::types::{Axis, DType, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How to fuse.
@@ -66,7 +66,7 @@ pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
     let mut users = vec![0; f.vars.len()];
     f.eqns.iter().flat_map(|e| &e.args).for_each(|a| users[a.index()] += 1);
     f.results.iter().for_each(|r| users[r.var.index()] += 1);
-    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), fused: Fused::default() };
+    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), ports: view::port_types(f), fused: Fused::default() };
     for port in &f.params {
         p.stored.insert(port.var, port.name.clone());
     }
@@ -92,7 +92,9 @@ pub(super) struct Partition<'a> {
     pub users: Vec<usize>,
     /// Values in memory, and under which name.
     pub stored: BTreeMap<Var, Name>,
-    fused: Fused,
+    /// Types under which parameters and results appear.
+    ports: Vec<Type>,
+    pub(super) fused: Fused,
 }
 
 /// A carried reduction.
@@ -138,7 +140,7 @@ impl Partition<'_> {
     fn whole(&self, a: &Axis, limit: i64) -> Option<i64> {
         a.size.eval(&self.options.dims).ok().filter(|n| *n <= limit)
     }
-    fn label(&self, v: Var) -> String {
+    pub(super) fn label(&self, v: Var) -> String {
         let op = self.eqn(v).map_or("parameter", |e| e.op.name());
         match &self.f.vars[v.index()].name {
             Some(n) => format!("{n} ({op})"),
@@ -146,62 +148,35 @@ impl Partition<'_> {
         }
     }
 
+    /// One kernel for all of `targets` if they go together, else several.
     fn realize(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
-        for _ in 0..self.f.vars.len() + 2 {
-            match self.kernel(&targets) {
-                Ok(k) => {
-                    let program = lower::lower(self, &k, self.fused.programs.len())?;
-                    if let Err(e) = ir::tile::verify::verify(&program) {
-                        return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
-                    }
-                    let refusals = self.refusals(&k);
-                    self.fused.notes.extend(refusals);
-                    self.fused.programs.push(program);
-                    for (n, v) in targets {
-                        self.stored.entry(v).or_insert(n);
-                    }
-                    return Ok(());
-                }
-                Err(Why::Cut(vars, why)) => {
-                    // Values of one shape share a kernel: a value and its tangent.
-                    let mut groups: Vec<(BTreeSet<Name>, Vec<Var>)> = vec![];
-                    for v in vars {
-                        let axes: BTreeSet<Name> = self.f.ty(v).axes.iter().map(|a| a.name.clone()).collect();
-                        match groups.iter_mut().find(|(a, _)| *a == axes) {
-                            Some((_, g)) if !g.contains(&v) => g.push(v),
-                            Some(_) => {}
-                            None => groups.push((axes, vec![v])),
-                        }
-                    }
-                    for (_, g) in groups {
-                        let names: Vec<String> = g.iter().map(|v| self.label(*v)).collect();
-                        self.fused.notes.push(format!("stored {}: {why}", names.join(", ")));
-                        self.realize(g.into_iter().map(|v| (Name::from(format!("%{}", v.0)), v)).collect())?;
-                    }
-                }
-                Err(Why::Split(why)) if targets.len() > 1 => {
-                    self.fused.notes.push(format!("separate kernels: {why}"));
-                    let mut groups: Vec<(BTreeSet<Name>, Vec<(Name, Var)>)> = vec![];
-                    for t in &targets {
-                        let axes: BTreeSet<Name> = self.f.ty(t.1).axes.iter().map(|a| a.name.clone()).collect();
-                        match groups.iter_mut().find(|(a, _)| *a == axes) {
-                            Some((_, g)) => g.push(t.clone()),
-                            None => groups.push((axes, vec![t.clone()])),
-                        }
-                    }
-                    let one = groups.len() == 1;
-                    let parts: Vec<Vec<(Name, Var)>> = if one { targets.iter().map(|t| vec![t.clone()]).collect() } else { groups.into_iter().map(|g| g.1).collect() };
-                    return parts.into_iter().try_for_each(|g| self.realize(g));
-                }
-                Err(Why::Split(why)) => return Err(Error::new(format!("fuse: {why}"))),
-                Err(Why::Fatal(e)) => return Err(e),
+        match self.kernel(&targets, None) {
+            Ok(k) => self.emit(&k),
+            Err(Why::Fatal(e)) if targets.len() == 1 => Err(e),
+            Err(Why::Split(why)) => {
+                self.fused.notes.push(format!("separate kernels: {why}"));
+                self.plan(targets)
             }
+            Err(_) => self.plan(targets),
         }
-        Err(Error::new("fuse: cutting does not end"))
+    }
+    /// Writes the block program of a kernel; what it stores can be read from now on.
+    pub(super) fn emit(&mut self, k: &Kernel) -> Result<(), Error> {
+        let program = lower::lower(self, k, self.fused.programs.len())?;
+        if let Err(e) = ir::tile::verify::verify(&program) {
+            return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
+        }
+        let refusals = self.refusals(k);
+        self.fused.notes.extend(refusals);
+        self.fused.programs.push(program);
+        for (n, v) in &k.targets {
+            self.stored.entry(*v).or_insert(n.clone());
+        }
+        Ok(())
     }
 
-    /// Decides how `targets` become one kernel.
-    fn kernel(&self, targets: &[(Name, Var)]) -> Result<Kernel, Why> {
+    /// Decides how `targets` become one kernel, which streams over `at` if given.
+    pub(super) fn kernel(&self, targets: &[(Name, Var)], at: Option<&Name>) -> Result<Kernel, Why> {
         let f = self.f;
         let stored = |v: Var| self.stored.contains_key(&v);
         let mut stores = vec![];
@@ -227,19 +202,15 @@ impl Partition<'_> {
         let uses = |e: &Eqn, r: usize| e.args.iter().any(|a| below.get(a).is_some_and(|s| s.contains(&r)));
         let last: Vec<usize> = reductions.iter().copied().filter(|r| !reductions.iter().any(|q| q != r && uses(&f.eqns[*q], *r))).collect();
 
-        let x = self.streamed(targets, &last, &reduced)?;
+        let x = match at {
+            Some(n) => reductions.iter().flat_map(|r| f.eqns[*r].args.iter()).find_map(|a| f.ty(*a).axis(n)).cloned(),
+            None => self.streamed(targets, &last, reductions.len(), &reduced)?,
+        };
         let is_x = |n: &Name| x.as_ref().is_some_and(|x| x.name == *n);
         let axis = |n: &Name| f.vars.iter().find_map(|v| v.ty.axis(n)).cloned();
         let (mut outer, mut inner) = (vec![], vec![]);
         for &r in &reductions {
-            let e = &f.eqns[r];
-            let axes = reduced(e).unwrap_or_default();
-            for a in axes.iter().filter(|a| !is_x(a)).filter_map(axis) {
-                if self.whole(&a, self.options.full).is_none() {
-                    return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
-                }
-            }
-            if axes.iter().any(is_x) { outer.push(r) } else { inner.push(r) }
+            if reduced(&f.eqns[r]).unwrap_or_default().iter().any(is_x) { outer.push(r) } else { inner.push(r) }
         }
         // Inside the loop, not beside it: reductions of values along x.
         let dots_inside = inner.iter().any(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name)));
@@ -255,6 +226,34 @@ impl Partition<'_> {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
         let mut parallel = parallel.unwrap_or_default();
+        // A sum that every instance along some axis would make again is stored, where it is no larger than what is stored anyway; the
+        // last such sum first, since it may be all that is needed of those before it.
+        for &r in inner.iter().rev().filter(|_| dots_inside) {
+            let e = &f.eqns[r];
+            // An axis that it sums itself over what is read cannot be shared out.
+            let nested = e.args.iter().any(|a| below.get(a).is_some_and(|s| !s.is_empty()));
+            let own = if nested { vec![] } else { reduced(e).unwrap_or_default() };
+            let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(e.out).has(n) && !own.contains(n)).map(|n| &**n).collect();
+            // Scores along x stay inside the loop where those axes can stand in the tile instead.
+            let stays = f.ty(e.out).axes.iter().any(|a| is_x(&a.name)) && own.iter().all(|n| !parallel.contains(n)) && again.iter().filter_map(|n| axis(&Name::from(*n))).all(|a| self.whole(&a, self.options.full).is_some());
+            if !again.is_empty() && !stays && self.narrow(e.out) {
+                return Err(self.cut(&closure, &below, r, format!("every instance along {} would need it", again.join(", "))));
+            }
+        }
+        for &r in &reductions {
+            for a in reduced(&f.eqns[r]).unwrap_or_default().iter().filter(|a| !is_x(a)).filter_map(axis) {
+                if self.whole(&a, self.options.full).is_none() {
+                    return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
+                }
+            }
+        }
+        if dots_inside {
+            let along = |r: &&usize| f.ty(f.eqns[**r].out).axes.iter().any(|a| is_x(&a.name));
+            inner.iter().filter(along).for_each(|r| {
+                let has = names(&f.ty(f.eqns[*r].out).axes);
+                parallel.retain(|n| has.contains(n));
+            });
+        }
         // What is reduced has to be there whole, in every instance: for scores along what stays parallel that is no loss; anything
         // else would be repeated, and is stored.
         let taken: BTreeSet<Name> = reductions.iter().filter_map(|r| reduced(&f.eqns[*r])).flatten().filter(|n| parallel.contains(n)).collect();
@@ -330,8 +329,13 @@ impl Partition<'_> {
         Ok(seen.into_iter().collect())
     }
 
+    /// Whether `v` has only axes that one parameter or result has.
+    fn narrow(&self, v: Var) -> bool {
+        self.ports.iter().any(|t| t.covers(self.f.ty(v)))
+    }
+
     /// The axis that the last reductions share.
-    fn streamed(&self, targets: &[(Name, Var)], last: &[usize], reduced: &dyn Fn(&Eqn) -> Option<Vec<Name>>) -> Result<Option<Axis>, Why> {
+    fn streamed(&self, targets: &[(Name, Var)], last: &[usize], all: usize, reduced: &dyn Fn(&Eqn) -> Option<Vec<Name>>) -> Result<Option<Axis>, Why> {
         let Some(first) = last.first() else { return Ok(None) };
         let f = self.f;
         let mut shared: Vec<Name> = reduced(&f.eqns[*first]).unwrap_or_default();
@@ -340,6 +344,12 @@ impl Partition<'_> {
             if !shared.iter().any(|n| axes.contains(n)) {
                 if targets.len() > 1 {
                     return Err(Why::Split("the results are reduced over different axes".into()));
+                }
+                // Sums of what is read, over short axes: nothing has to be streamed.
+                let short = |n: &Name| f.vars.iter().find_map(|v| v.ty.axis(n)).is_some_and(|a| self.whole(a, self.options.full).is_some());
+                let kept = |n: &Name| f.ty(targets[0].1).has(n);
+                if last.iter().all(|r| reduced(&f.eqns[*r]).unwrap_or_default().iter().all(|n| short(n) && !kept(n))) && last.len() == all {
+                    return Ok(None);
                 }
                 return Err(Why::Cut(vec![f.eqns[*r].out], "it is reduced over another axis than its neighbours".into()));
             }

@@ -160,3 +160,22 @@ fn walk(f: &Function, definitions: &[Option<usize>], stored: &dyn Fn(Var) -> boo
     }
     walk(f, definitions, stored, e.args[0], t, out);
 }
+
+/// The types under which parameters and results appear: their own, and those of what is a movement of a parameter, or of which a
+/// result is a movement (`q` of `[B,H,I,D]` also as `[B,G,R,I,D]`). Joins count as results only.
+pub fn port_types(f: &Function) -> Vec<Type> {
+    let mut same = vec![false; f.vars.len()];
+    f.params.iter().for_each(|p| same[p.var.index()] = true);
+    for e in f.eqns.iter().filter(|e| matches!(e.op, Prim::Movement(_)) && e.args.len() == 1 && !matches!(e.op, Prim::Movement(Movement::Broadcast(_)))) {
+        same[e.out.index()] |= same[e.args[0].index()];
+    }
+    f.results.iter().for_each(|r| same[r.var.index()] = true);
+    let mut behind = vec![false; f.vars.len()];
+    f.results.iter().for_each(|r| behind[r.var.index()] = true);
+    for e in f.eqns.iter().rev().filter(|e| matches!(e.op, Prim::Movement(_))) {
+        if behind[e.out.index()] {
+            e.args.iter().for_each(|a| behind[a.index()] = true);
+        }
+    }
+    (0..f.vars.len()).filter(|i| same[*i] || behind[*i]).map(|i| f.vars[i].ty.clone()).collect()
+}

@@ -153,7 +153,6 @@ fn drain(shared: &Shared, task: Task, scratch: *mut u8) {
     // Kernels may store past the caches; such stores are ordered before whatever this thread does next by a fence alone.
     #[cfg(target_arch = "x86_64")]
     // SAFETY: an instruction of every x86-64.
-    #[allow(unused_unsafe)]
     unsafe {
         std::arch::x86_64::_mm_sfence()
     };

@@ -1,0 +1,124 @@
+//! Block programs to PTX.
+//!
+//! The row axis of a program is spread over warps and the rows of their fragments, all other axes are columns; every value is a
+//! tile over rows and one column axis in the registers of the block, operands of matrix products are tiles in shared memory that
+//! asynchronous copies fill some iterations ahead. One fragment layout serves tensor cores, rows held by warps and elementwise
+//! work; see `docs/lowering.md`. Streamed products with a running maximum and sum, the accumulator in registers: Dao, 2023.
+
+mod copy;
+mod dot;
+mod emit;
+pub mod layout;
+mod map;
+mod memory;
+pub mod plan;
+mod schedule;
+mod serial;
+mod stream;
+pub mod value;
+
+pub use schedule::{Schedule, default_schedule};
+
+use crate::target::GpuTarget;
+use crate::text::Text;
+use crate::{Error, llvm, mlir};
+use emit::Emit;
+use ir::artifact::{GpuSignature, Signature};
+use ir::dim::Dim;
+use ir::tile::{Buffer, Program, verify};
+use plan::Plan;
+use std::collections::BTreeSet;
+
+/// What [`compile`] gives.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// PTX text.
+    pub ptx: String,
+    /// How to launch it.
+    pub signature: GpuSignature,
+    /// What the emitter wrote.
+    pub mlir: String,
+    /// LLVM IR after its passes, if it was asked for.
+    pub llvm: Option<String>,
+}
+
+fn refused(p: &Program, why: &str) -> Error {
+    Error::Gpu(format!("{}: {why}", p.name))
+}
+
+/// Compiles a block program for a GPU.
+///
+/// # Errors
+/// What has no form there; which limit of the target the schedule exceeds; or a bug of ours, with MLIR's or LLVM's words.
+pub fn compile(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Compiled, Error> {
+    compile_with(p, target, schedule, false)
+}
+
+/// The same, with LLVM IR if `texts`.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts: bool) -> Result<Compiled, Error> {
+    verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let (mlir, signature) = lower(p, target, schedule)?;
+    let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
+    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
+}
+
+/// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.
+///
+/// # Errors
+/// Those of [`compile`] but for MLIR and LLVM.
+pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(String, GpuSignature), Error> {
+    let plan = Plan::new(p, target, schedule)?;
+    let symbol: String = p.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    let symbol = format!("pf_{symbol}");
+    let signature = GpuSignature {
+        symbol: symbol.clone(),
+        buffers: plan.p.buffers.clone(),
+        dims: plan.p.dims(),
+        grid: Signature::grid_of(&plan.p),
+        block: plan.fragment.threads(),
+        shared_bytes: plan.shared[2],
+    };
+    let mut fast = Emit::new(&plan, true);
+    fast.kernel()?;
+    let assumed = std::mem::take(&mut fast.assumed);
+    let body = if assumed.is_empty() {
+        fast.t.finish()
+    } else {
+        let mut slow = Emit::new(&plan, false);
+        slow.kernel()?;
+        choose(&plan, &assumed, fast.t.finish(), slow.t.finish())?
+    };
+    let buffer = |(i, b): (usize, &Buffer)| {
+        let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
+        format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
+    };
+    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).collect();
+    let mlir = format!(
+        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
+         llvm.func @{symbol}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>, nvvm.minctasm = {} : i32}} {{\n{body}llvm.return\n}}\n}}\n",
+        args.join(", "),
+        signature.block,
+        schedule.blocks,
+    );
+    Ok((mlir, signature))
+}
+
+/// `fast` if every assumed size is a multiple of its number, else `slow`.
+fn choose(plan: &Plan, assumed: &BTreeSet<(Dim, i64)>, fast: String, slow: String) -> Result<String, Error> {
+    let mut e = Emit::new(plan, false);
+    e.t = Text::above(1 << 30);
+    let mut all: Option<String> = None;
+    for (d, by) in assumed {
+        let n = e.dim(d)?;
+        let (by, zero) = (e.wide_k(*by as usize), e.wide_k(0));
+        let r = e.l("remsi", &n, &by);
+        let ok = e.t.op(format_args!("arith.cmpi eq, {r}, {zero} : i64"));
+        all = e.and(all, ok);
+    }
+    let all = all.ok_or_else(|| Error::Internal("nothing assumed".into()))?;
+    e.t.line(format_args!("scf.if {all} {{\n{fast}}} else {{\n{slow}}}"));
+    Ok(e.t.finish())
+}

@@ -1,0 +1,578 @@
+//! What a block program becomes on a GPU, before a line is written: the row axis, which values stand in shared memory, which dots
+//! share a pass over their operands, and how much shared memory that takes.
+//!
+//! Every value is a tile over at most the row axis and one column axis, in registers; only operands of matrix products may have two
+//! column axes, and those are loads, which stand in shared memory.
+
+use super::layout::{Fragment, Tile};
+use super::{Schedule, refused};
+use crate::Error;
+use crate::target::GpuTarget;
+use ir::tile::{AxisId, Carry, Constraint, Op, Program, Role, Stmt, ValueId, View};
+use ir::types::DType;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The axes of a value in registers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Rank {
+    /// Whether it has the row axis.
+    pub rows: bool,
+    /// Its column axis.
+    pub col: Option<AxisId>,
+}
+
+impl Rank {
+    /// A value without axes.
+    pub const NONE: Rank = Rank { rows: false, col: None };
+    /// Whether every axis of `self` is one of `other`'s, and not all of them.
+    pub fn below(self, other: Rank) -> bool {
+        self != other && (!self.rows || other.rows) && (self.col.is_none() || self.col == other.col)
+    }
+}
+
+/// How a dot is computed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Dot {
+    /// Rows × `n`, summed over `k`: left operands in registers or shared memory, right operands in shared memory.
+    Matrix {
+        /// Column axis of the result.
+        n: AxisId,
+        /// The summed axis.
+        k: AxisId,
+        /// Left (with rows) and right operand per term.
+        terms: Vec<(ValueId, ValueId)>,
+    },
+    /// Products in registers, then a sum over their column axis.
+    Row,
+    /// A serial loop over the summed axis that reads both operands from global memory.
+    Direct,
+}
+
+/// A statement, with matrix products in groups.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Defines a value.
+    Let(ValueId, Op),
+    /// Matrix products over the same axes; they share operands.
+    Products(Vec<ValueId>),
+    /// A streamed loop.
+    For(Stream),
+    /// Writes a value.
+    Store(View, ValueId),
+}
+
+/// A streamed loop.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The axis.
+    pub axis: AxisId,
+    /// Tiles in which one of these fails everywhere are not visited.
+    pub within: Vec<Constraint>,
+    /// Values from one tile to the next.
+    pub carries: Vec<Carry>,
+    /// What is done for each tile.
+    pub body: Vec<Step>,
+    /// Loads of the body that stand in shared memory, in the order of their first use.
+    pub staged: Vec<ValueId>,
+}
+
+/// A load that stands in shared memory.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Staged {
+    /// What is loaded.
+    pub view: View,
+    /// Axis of the tile's rows, and of its contiguous columns.
+    pub axes: [AxisId; 2],
+    /// Its form.
+    pub tile: Tile,
+    /// First byte, within its stage if it is loaded in a loop.
+    pub at: usize,
+}
+
+/// A program with its decisions.
+pub struct Plan {
+    /// The program, with the schedule's tiles.
+    pub p: Program,
+    /// The schedule.
+    pub schedule: Schedule,
+    /// The axis of rows.
+    pub rows: Option<AxisId>,
+    /// The column axis that is split over warps.
+    pub split: Option<AxisId>,
+    /// Register tiles.
+    pub fragment: Fragment,
+    /// Matrix products are the tensor cores'.
+    pub tensor: bool,
+    /// Column slots of a thread per axis.
+    pub slots: Vec<usize>,
+    /// Dots by value.
+    pub dots: BTreeMap<ValueId, Dot>,
+    /// Products' starts, by value.
+    pub inits: BTreeMap<ValueId, Vec<Vec<ValueId>>>,
+    /// Loads in shared memory.
+    pub staged: BTreeMap<ValueId, Staged>,
+    /// Those of them that are loaded in a loop.
+    pub looped: BTreeSet<ValueId>,
+    /// Values that something other than a matrix product reads.
+    pub in_registers: BTreeSet<ValueId>,
+    /// Loads that only serial dots read: they stay in memory.
+    pub direct: BTreeSet<ValueId>,
+    /// Left operands of matrix products that stand in registers.
+    pub packed: BTreeSet<ValueId>,
+    /// The body.
+    pub body: Vec<Step>,
+    /// First byte of the stages, bytes of one stage, bytes in all.
+    pub shared: [usize; 3],
+    /// First byte of the room for sums across warps.
+    pub exchange: usize,
+}
+
+fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
+    for s in body {
+        f(s);
+        if let Stmt::For(l) = s {
+            walk(&l.body, f);
+        }
+    }
+}
+
+fn lets(p: &Program) -> Vec<(ValueId, &Op)> {
+    let mut out = vec![];
+    walk(&p.body, &mut |s| {
+        if let Stmt::Let(v, op) = s {
+            out.push((*v, op));
+        }
+    });
+    out
+}
+
+fn show(p: &Program, v: ValueId) -> String {
+    p.value(v).name.as_ref().map_or(format!("%{}", v.0), |n| format!("`{n}`"))
+}
+
+/// The axes that a store walks in one instance.
+pub fn stored(p: &Program, view: &View) -> Vec<AxisId> {
+    view.strides.iter().map(|(a, _)| *a).filter(|a| p.axis(*a).role != Role::Grid).collect()
+}
+
+/// The rank of a value over `axes` if rows lie along `rows`.
+pub fn rank_of(rows: Option<AxisId>, axes: &[AxisId]) -> Option<Rank> {
+    let mut cols = axes.iter().filter(|a| Some(**a) != rows);
+    let col = cols.next().copied();
+    if cols.next().is_some() { None } else { Some(Rank { rows: axes.iter().any(|a| Some(*a) == rows), col }) }
+}
+
+/// How each dot is computed if rows lie along `rows`, and how many values then have no place.
+fn classify(p: &Program, rows: Option<AxisId>) -> Result<BTreeMap<ValueId, Dot>, String> {
+    let ops: BTreeMap<ValueId, &Op> = lets(p).into_iter().collect();
+    let loaded = |v: ValueId| matches!(ops.get(&v), Some(Op::Load(_)));
+    let mut dots = BTreeMap::new();
+    let mut reads: BTreeSet<ValueId> = BTreeSet::new();
+    for (v, op) in &ops {
+        let Op::Dot { init, terms, sum } = op else {
+            match op {
+                Op::Map(_, args) => reads.extend(args),
+                Op::Reduce(_, x, _) | Op::Fill { value: x, .. } => _ = reads.insert(*x),
+                _ => {}
+            }
+            continue;
+        };
+        reads.extend(init.iter().flatten());
+        let axes = &p.value(*v).axes;
+        let rank = rank_of(rows, axes);
+        let matrix = || {
+            let (k, n) = match (sum.as_slice(), rank?) {
+                ([k], Rank { rows: true, col: Some(n) }) if *k != n && Some(*k) != rows => (*k, n),
+                _ => return None,
+            };
+            let mut oriented = vec![];
+            for (a, b) in terms {
+                let has = |v: ValueId, x: AxisId| p.value(v).axes.contains(&x);
+                let (l, r) = if has(*a, rows?) { (*a, *b) } else { (*b, *a) };
+                let exact = |v: ValueId, x: AxisId, y: AxisId| p.value(v).axes.len() == 2 && has(v, x) && has(v, y);
+                if !(exact(l, rows?, k) && exact(r, n, k) && loaded(r)) {
+                    return None;
+                }
+                oriented.push((l, r));
+            }
+            Some(Dot::Matrix { n, k, terms: oriented })
+        };
+        let all = |v: ValueId, w: ValueId| p.value(v).axes.iter().chain(&p.value(w).axes).copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+        let dot = if let Some(m) = matrix() {
+            m
+        } else if sum.len() == 1 && Some(sum[0]) != rows && terms.iter().all(|(a, b)| rank_of(rows, &all(*a, *b)).is_some()) {
+            reads.extend(terms.iter().flat_map(|(a, b)| [*a, *b]));
+            Dot::Row
+        } else if rank.is_some() && terms.iter().all(|(a, b)| loaded(*a) && loaded(*b)) {
+            Dot::Direct
+        } else {
+            return Err(format!("the dot {} of {} and {} fits no form: rows × columns, rows alone, or both operands in memory", show(p, *v), show(p, terms[0].0), show(p, terms[0].1)));
+        };
+        dots.insert(*v, dot);
+    }
+    walk(&p.body, &mut |s| match s {
+        Stmt::Store(_, v) => _ = reads.insert(*v),
+        Stmt::For(l) => reads.extend(l.carries.iter().flat_map(|c| [c.init, c.next])),
+        Stmt::Let(..) => {}
+    });
+    for (v, _) in &ops {
+        let operand = loaded(*v) && !reads.contains(v);
+        if !operand && rank_of(rows, &p.value(*v).axes).is_none() {
+            return Err(format!("{} has two column axes, but is no operand of a dot loaded from memory", show(p, *v)));
+        }
+    }
+    let mut wide = None;
+    walk(&p.body, &mut |s| {
+        if let Stmt::Store(view, v) = s
+            && rank_of(rows, &stored(p, view)).is_none()
+        {
+            wide = Some(*v);
+        }
+    });
+    match wide {
+        Some(v) => Err(format!("the store of {} has two column axes", show(p, v))),
+        None => Ok(dots),
+    }
+}
+
+/// The row axis, and how each dot is then computed.
+pub(super) fn roles(p: &Program) -> Result<(Option<AxisId>, BTreeMap<ValueId, Dot>), Error> {
+    let blocks: Vec<AxisId> = (0..p.axes.len() as u32).map(AxisId).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect();
+    // The axis along which results lie side by side is better a column.
+    let side_by_side = |a: AxisId| {
+        let mut yes = false;
+        walk(&p.body, &mut |s| {
+            if let Stmt::Store(v, _) = s {
+                yes |= v.stride(a).is_some_and(|d| d.is_one());
+            }
+        });
+        yes
+    };
+    let mut best: Option<(Option<AxisId>, BTreeMap<ValueId, Dot>, (usize, usize))> = None;
+    let mut why = String::new();
+    let mut order: Vec<Option<AxisId>> = vec![None];
+    order.extend(blocks.iter().copied().filter(|a| !side_by_side(*a)).map(Some));
+    order.extend(blocks.iter().copied().filter(|a| side_by_side(*a)).map(Some));
+    for rows in order {
+        match classify(p, rows) {
+            Err(m) => why = m,
+            Ok(dots) => {
+                let matrix = dots.values().filter(|d| matches!(d, Dot::Matrix { .. })).count();
+                let direct = dots.values().filter(|d| **d == Dot::Direct).count();
+                let score = (matrix, usize::MAX - direct);
+                if best.as_ref().is_none_or(|b| score > b.2) {
+                    best = Some((rows, dots, score));
+                }
+            }
+        }
+    }
+    best.map(|(r, d, _)| (r, d)).ok_or_else(|| refused(p, &why))
+}
+
+/// `p` with the schedule's tiles.
+fn retile(p: &Program, rows: Option<AxisId>, s: &Schedule) -> Program {
+    let mut p = p.clone();
+    for (i, a) in p.axes.iter_mut().enumerate() {
+        match &mut a.role {
+            Role::Block(n) => *n = if Some(AxisId(i as u32)) == rows { s.rows } else { s.cols },
+            Role::Stream(n) => *n = s.stream,
+            Role::Grid | Role::Full(_) => {}
+        }
+    }
+    p
+}
+
+impl Plan {
+    /// Decides everything.
+    ///
+    /// # Errors
+    /// What has no form on a GPU, and which limit of the target the schedule exceeds.
+    pub fn new(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
+        if p.compute != DType::F32 {
+            return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
+        }
+        let (rows, dots) = roles(p)?;
+        let p = retile(p, rows, schedule);
+        let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
+        let bad = |m: String| Err(refused(&p, &m));
+        let fragment = schedule.fragment;
+        if fragment.rows_per_block() != schedule.rows && rows.is_some() {
+            return bad(format!("the schedule has {} rows, but its fragment {}", schedule.rows, fragment.rows_per_block()));
+        }
+        if fragment.threads() > target.threads_per_block {
+            return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));
+        }
+        if !fragment.threads().is_power_of_two() {
+            return bad(format!("a block must have a power of two of threads, not {}", fragment.threads()));
+        }
+        if tensor && (fragment.lanes, fragment.vector, fragment.rows % 2) != (4, 2, 0) {
+            return bad("tensor cores need fragments of four lanes, vectors of two and an even number of rows".into());
+        }
+        let granule = if tensor { 16 } else { 1 };
+        if schedule.stream % granule != 0 || schedule.cols % (granule * fragment.warps[1]) != 0 || schedule.stages == 0 {
+            return bad(format!("tiles of the streamed and of a column axis must be multiples of {granule}, and there must be a stage; the schedule has {} and {}, {} stages", schedule.stream, schedule.cols, schedule.stages));
+        }
+        // One column axis may be split over warps: a block axis, or the longest axis in whole.
+        let columns = (0..p.axes.len() as u32).map(AxisId).filter(|a| Some(*a) != rows && p.axis(*a).role != Role::Grid);
+        let split = if fragment.warps[1] == 1 {
+            None
+        } else {
+            columns.clone().find(|a| matches!(p.axis(*a).role, Role::Block(_))).or_else(|| columns.clone().max_by_key(|a| p.axis(*a).extent()))
+        };
+        let mut slots = vec![0; p.axes.len()];
+        for a in columns {
+            let extent = p.axis(a).extent();
+            let extent = if split == Some(a) { extent.div_ceil(fragment.warps[1]) } else { extent };
+            let summed = dots.values().any(|d| matches!(d, Dot::Matrix { k, .. } if *k == a));
+            let extent = if tensor && summed { extent.next_multiple_of(16) } else { extent };
+            slots[a.index()] = fragment.slots(extent);
+        }
+        let mut plan = Plan {
+            schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
+            inits: BTreeMap::new(), staged: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
+            body: vec![], shared: [0; 3], exchange: 0, p,
+        };
+        plan.uses();
+        let body = plan.p.body.clone();
+        plan.stage(&body)?;
+        plan.body = plan.steps(&body);
+        let bytes = plan.shared[2];
+        if bytes > target.shared_per_block {
+            return Err(refused(&plan.p, &format!("the schedule needs {bytes} bytes of shared memory, but a block of {} has {}", target.name, target.shared_per_block)));
+        }
+        Ok(plan)
+    }
+
+    /// The rank of a value in registers.
+    pub fn rank(&self, v: ValueId) -> Rank {
+        rank_of(self.rows, &self.p.value(v).axes).unwrap_or(Rank::NONE)
+    }
+    /// Rows × column slots of a rank.
+    pub fn shape(&self, r: Rank) -> (usize, usize) {
+        (if r.rows { self.fragment.rows } else { 1 }, r.col.map_or(1, |a| self.slots[a.index()]))
+    }
+    /// Whether products with columns along `n`, which no warp has a part of, are computed by halves in two warps and exchanged.
+    pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {
+        self.tensor && self.fragment.warps[1] == 2 && self.split != Some(n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())
+    }
+    /// What operands of matrix products are in shared memory.
+    pub fn operand(&self) -> DType {
+        if self.tensor { self.p.operands } else { DType::F32 }
+    }
+
+    fn uses(&mut self) {
+        let mut reads = BTreeSet::new();
+        let p = &self.p;
+        walk(&p.body, &mut |s| match s {
+            Stmt::Let(v, Op::Dot { init, terms, .. }) => {
+                reads.extend(init.iter().flatten().copied());
+                self.inits.insert(*v, init.clone());
+                if self.dots[v] == Dot::Row {
+                    reads.extend(terms.iter().flat_map(|(a, b)| [*a, *b]));
+                }
+            }
+            Stmt::Let(_, Op::Map(_, args)) => reads.extend(args.iter().copied()),
+            Stmt::Let(_, Op::Reduce(_, x, _) | Op::Fill { value: x, .. }) | Stmt::Store(_, x) => _ = reads.insert(*x),
+            Stmt::Let(..) => {}
+            Stmt::For(l) => reads.extend(l.carries.iter().flat_map(|c| [c.init, c.next])),
+        });
+        let serial = self.dots.iter().filter(|(_, d)| **d == Dot::Direct).map(|(v, _)| *v).collect::<BTreeSet<_>>();
+        let mut direct = BTreeSet::new();
+        walk(&p.body, &mut |s| {
+            if let Stmt::Let(v, Op::Dot { terms, .. }) = s
+                && serial.contains(v)
+            {
+                direct.extend(terms.iter().flat_map(|(a, b)| [*a, *b]).filter(|v| !reads.contains(v)));
+            }
+        });
+        self.direct = direct;
+        self.in_registers = reads;
+    }
+
+    /// Gives every load that a matrix product reads its place in shared memory.
+    fn stage(&mut self, body: &[Stmt]) -> Result<(), Error> {
+        let ops: BTreeMap<ValueId, Op> = lets(&self.p).into_iter().map(|(v, o)| (v, o.clone())).collect();
+        let mut inside: BTreeMap<ValueId, bool> = BTreeMap::new();
+        for s in body {
+            match s {
+                Stmt::Let(v, _) => _ = inside.insert(*v, false),
+                Stmt::For(l) => {
+                    for t in &l.body {
+                        match t {
+                            Stmt::Let(v, _) => _ = inside.insert(*v, true),
+                            Stmt::For(_) => return Err(refused(&self.p, "a loop in a loop")),
+                            Stmt::Store(..) => {}
+                        }
+                    }
+                }
+                Stmt::Store(..) => {}
+            }
+        }
+        let elem = self.operand().bytes();
+        let granule = if self.tensor { 16 } else { 4 };
+        let mut outer = 0;
+        let dots = self.dots.clone();
+        for d in dots.values() {
+            let Dot::Matrix { terms, .. } = d else { continue };
+            for v in terms.iter().flat_map(|(l, r)| [*l, *r]) {
+                let Some(Op::Load(view)) = ops.get(&v) else {
+                    self.packed.insert(v);
+                    continue;
+                };
+                let axes = &self.p.value(v).axes;
+                // Columns are contiguous in memory, if an axis is.
+                let contiguous = axes.iter().position(|a| view.stride(*a).is_some_and(|s| s.is_one())).unwrap_or(1);
+                let axes = [axes[1 - contiguous], axes[contiguous]];
+                let [r, c] = axes.map(|a| self.p.axis(a).extent().next_multiple_of(granule));
+                self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor }, at: 0 });
+            }
+        }
+        self.looped = self.staged.keys().copied().filter(|v| inside[v]).collect();
+        let mut at = 0;
+        for (v, s) in self.staged.iter_mut().filter(|(v, _)| !inside[*v]) {
+            let _ = v;
+            s.at = at;
+            at += s.tile.bytes();
+        }
+        let mut stage = 0;
+        for s in body {
+            let Stmt::For(l) = s else { continue };
+            let mut size = 0;
+            for t in &l.body {
+                if let Stmt::Let(v, _) = t
+                    && let Some(s) = self.staged.get_mut(v)
+                {
+                    s.at = size;
+                    size += s.tile.bytes();
+                }
+            }
+            stage = stage.max(size);
+        }
+        outer += at;
+        let end = outer + stage * self.schedule.stages;
+        let sums = if self.fragment.warps[1] > 1 { 4 * self.fragment.warps[1] * self.schedule.rows.max(1) } else { 0 };
+        // At most all products of a loop over the same axes exchange at once.
+        let mut halves: BTreeMap<(AxisId, AxisId), usize> = BTreeMap::new();
+        for (v, d) in &self.dots {
+            if let Dot::Matrix { n, k, .. } = d
+                && self.shared_columns([*v].into_iter(), *n)
+            {
+                *halves.entry((*n, *k)).or_default() += self.fragment.rows * self.slots[n.index()] / 2;
+            }
+        }
+        let exchanged = halves.values().max().copied().unwrap_or(0) * 4 * self.fragment.threads();
+        self.shared = [outer, stage, end + sums.max(exchanged)];
+        self.exchange = end;
+        Ok(())
+    }
+
+    /// Statements in order, with matrix products over the same axes together where nothing between them forbids it: a product
+    /// moves up to where its operands are known, or down to where its result is read.
+    fn steps(&self, body: &[Stmt]) -> Vec<Step> {
+        let defined: BTreeMap<ValueId, usize> = body.iter().enumerate().flat_map(|(i, s)| match s {
+            Stmt::Let(v, _) => vec![(*v, i)],
+            Stmt::For(l) => l.carries.iter().map(|c| (c.after, i)).collect(),
+            Stmt::Store(..) => vec![],
+        }).collect();
+        let reads = |s: &Stmt| -> Vec<ValueId> {
+            let of = |c: &[Constraint]| c.iter().flat_map(|c| c.scalars.iter().map(|(v, _)| *v)).collect::<Vec<_>>();
+            match s {
+                Stmt::Let(_, op) => match op {
+                    Op::Map(_, a) => a.clone(),
+                    Op::Reduce(_, x, _) => vec![*x],
+                    Op::Fill { value, keep, .. } => [vec![*value], of(keep)].concat(),
+                    Op::Dot { init, terms, .. } => init.iter().flatten().copied().chain(terms.iter().flat_map(|(a, b)| [*a, *b])).collect(),
+                    _ => vec![],
+                },
+                Stmt::Store(_, v) => vec![*v],
+                Stmt::For(l) => {
+                    let mut out = of(&l.within);
+                    out.extend(l.carries.iter().map(|c| c.init));
+                    walk(&l.body, &mut |s| {
+                        if let Stmt::Let(_, op) = s {
+                            match op {
+                                Op::Map(_, a) => out.extend(a),
+                                Op::Reduce(_, x, _) => out.push(*x),
+                                Op::Fill { value, keep, .. } => {
+                                    out.push(*value);
+                                    out.extend(of(keep));
+                                }
+                                Op::Dot { init, terms, .. } => out.extend(init.iter().flatten().copied().chain(terms.iter().flat_map(|(a, b)| [*a, *b]))),
+                                _ => {}
+                            }
+                        }
+                    });
+                    out
+                }
+            }
+        };
+        // What the loop copies ahead is there from the start.
+        let there = |v: &ValueId| self.looped.contains(v);
+        let ready = |i: usize| reads(&body[i]).iter().filter(|v| !there(v)).filter_map(|v| defined.get(v)).max().map_or(0, |d| d + 1);
+        let first_use = |v: ValueId| (0..body.len()).find(|i| reads(&body[*i]).contains(&v)).unwrap_or(body.len());
+        // (axes, ready, first use, members)
+        let mut groups: Vec<(AxisId, AxisId, usize, usize, Vec<usize>)> = vec![];
+        for (i, s) in body.iter().enumerate() {
+            let Stmt::Let(v, Op::Dot { .. }) = s else { continue };
+            let Dot::Matrix { n, k, .. } = &self.dots[v] else { continue };
+            let (r, u) = (ready(i), first_use(*v));
+            match groups.iter_mut().find(|g| (g.0, g.1) == (*n, *k) && g.2.max(r) <= g.3.min(u)) {
+                Some(g) => {
+                    g.2 = g.2.max(r);
+                    g.3 = g.3.min(u);
+                    g.4.push(i);
+                }
+                None => groups.push((*n, *k, r, u, vec![i])),
+            }
+        }
+        let sound = |steps: &[Step]| {
+            let mut open: BTreeSet<ValueId> = defined.keys().copied().collect();
+            for s in steps {
+                let (read, made) = match s {
+                    Step::Let(v, _) => (reads(&body[defined[v]]), vec![*v]),
+                    Step::Products(vs) => (vs.iter().flat_map(|v| reads(&body[defined[v]])).collect(), vs.clone()),
+                    Step::Store(_, v) => (vec![*v], vec![]),
+                    Step::For(l) => (l.carries.first().map_or(vec![], |c| reads(&body[defined[&c.after]])), l.carries.iter().map(|c| c.after).collect()),
+                };
+                if read.iter().any(|v| open.contains(v) && !(there(v) && matches!(s, Step::Products(_)))) {
+                    return false;
+                }
+                made.iter().for_each(|v| _ = open.remove(v));
+            }
+            true
+        };
+        let grouped = self.ordered(body, &groups.iter().map(|g| (g.2, g.4.clone())).collect::<Vec<_>>());
+        if sound(&grouped) {
+            return grouped;
+        }
+        self.ordered(body, &groups.iter().flat_map(|g| g.4.iter().map(|i| (*i, vec![*i]))).collect::<Vec<_>>())
+    }
+
+    /// The body with groups of products (where, which statements) in place of the products.
+    fn ordered(&self, body: &[Stmt], groups: &[(usize, Vec<usize>)]) -> Vec<Step> {
+        let value = |i: usize| match &body[i] {
+            Stmt::Let(v, _) => *v,
+            _ => ValueId(u32::MAX),
+        };
+        let mut out = vec![];
+        for i in 0..=body.len() {
+            for g in groups.iter().filter(|g| g.0 == i) {
+                // What reads an accumulator's old content comes before what replaces it: the allocator then needs no copy.
+                let mut members: Vec<ValueId> = g.1.iter().map(|i| value(*i)).collect();
+                members.sort_by_key(|v| std::cmp::Reverse(self.inits[v].len()));
+                out.push(Step::Products(members));
+            }
+            let Some(s) = body.get(i) else { break };
+            match s {
+                Stmt::Let(v, op) if !matches!(self.dots.get(v), Some(Dot::Matrix { .. })) => out.push(Step::Let(*v, op.clone())),
+                Stmt::Let(..) => {}
+                Stmt::Store(w, v) => out.push(Step::Store(w.clone(), *v)),
+                Stmt::For(l) => {
+                    let staged = l.body.iter().filter_map(|s| if let Stmt::Let(v, _) = s { self.staged.contains_key(v).then_some(*v) } else { None }).collect();
+                    out.push(Step::For(Stream { axis: l.axis, within: l.within.clone(), carries: l.carries.clone(), body: self.steps(&l.body), staged }));
+                }
+            }
+        }
+        out
+    }
+}

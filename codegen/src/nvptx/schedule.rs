@@ -1,0 +1,272 @@
+//! Schedules: what a kernel may choose, and the choice without measurements.
+
+use super::layout::Fragment;
+use super::plan::{Dot, Plan, Step, roles};
+use crate::Error;
+use crate::target::GpuTarget;
+use ir::tile::{AxisId, Op, Program, Role, Stmt};
+use ir::types::DType;
+
+/// How a program runs on a GPU.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Schedule {
+    /// Rows of a block: tile of the row axis.
+    pub rows: usize,
+    /// Tile of another parallel axis that lies along columns.
+    pub cols: usize,
+    /// Tile of streamed axes.
+    pub stream: usize,
+    /// Tiles of operands in shared memory at once: 1 copies, waits, computes.
+    pub stages: usize,
+    /// Register tiles.
+    pub fragment: Fragment,
+    /// Blocks that are to fit on a multiprocessor: limits registers.
+    pub blocks: usize,
+}
+
+impl Schedule {
+    /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
+    pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
+        let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1 }
+    }
+}
+
+/// The largest tiles that fit, by the number of registers and bytes that they take.
+///
+/// # Errors
+/// No schedule fits, or the program has no form on GPUs.
+pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
+    let mut why = None;
+    let mut best: Option<(f64, Schedule)> = None;
+    for s in candidates(p)? {
+        match Plan::new(p, target, &s) {
+            Ok(plan) => {
+                let need = registers(&plan);
+                if need > target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
+                    why.get_or_insert(Error::Gpu(format!("{}: no schedule fits into {} registers a thread of {}", p.name, target.registers_per_thread, target.name)));
+                    continue;
+                }
+                let cost = cost(&plan, target, need);
+                if best.as_ref().is_none_or(|b| cost < b.0) {
+                    best = Some((cost, s));
+                }
+            }
+            Err(e) => why = Some(e),
+        }
+    }
+    best.map(|b| b.1).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+}
+
+/// Clocks of a multiprocessor per element of the iteration space, in loops of matrix products; 0 for everything else, where the first
+/// candidate is the best. A model, not a measurement: tensor cores at the rate of `mma.sync`, 128 bytes of shared memory and four
+/// instructions a clock; too few warps, and copies that nothing hides, cost more.
+fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
+    let mut total = 0.0;
+    let warps = plan.fragment.threads() / 32;
+    let by_registers = target.registers_per_sm / (plan.fragment.threads() * registers.next_multiple_of(8));
+    let blocks = (target.shared_per_sm / (plan.shared[2] + 1024)).min(by_registers).max(1);
+    let resident = (blocks * warps) as f64;
+    for step in &plan.body {
+        let Step::For(l) = step else { continue };
+        let (mut tensor, mut shared, mut issue) = (0.0, 0.0, 0.0);
+        let mut tile = 0.0f64;
+        for s in &l.body {
+            match s {
+                Step::Products(vs) => {
+                    let (mut left, mut right, mut terms) = (vec![], vec![], 0);
+                    let mut axes = None;
+                    for v in vs {
+                        let Dot::Matrix { n, k, terms: t } = &plan.dots[v] else { continue };
+                        axes = Some((*n, *k));
+                        left.extend(t.iter().map(|t| t.0).filter(|v| plan.staged.contains_key(v)));
+                        right.extend(t.iter().map(|t| t.1));
+                        terms += t.len();
+                        issue += plan.inits[v].len() as f64 * (plan.fragment.rows * plan.slots[n.index()]) as f64;
+                    }
+                    left.sort();
+                    left.dedup();
+                    right.sort();
+                    right.dedup();
+                    let Some((n, k)) = axes else { continue };
+                    let (rows, cols) = (plan.fragment.rows, plan.slots[n.index()]);
+                    let extent = plan.p.axis(k).extent();
+                    if plan.tensor {
+                        let slices = extent.div_ceil(16);
+                        let loads = slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len());
+                        let half = if plan.shared_columns(vs.iter().copied(), n) { 2 } else { 1 };
+                        let cols = cols / half;
+                        let loads = loads.min(slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len()));
+                        shared += if half == 2 { (vs.len() * rows * cols * 3) as f64 } else { 0.0 };
+                        let products = slices * (cols / 2) * (rows / 2) * terms;
+                        tensor += 1.6 * products as f64;
+                        shared += 4.0 * loads as f64;
+                        issue += (loads + products) as f64;
+                    } else {
+                        issue += (extent * (rows * cols * terms + left.len() * rows + right.len() * cols)) as f64;
+                        shared += (extent * (left.len() * rows + right.len() * cols)) as f64;
+                    }
+                    // Rows of the iteration space per warp.
+                    let blocks = plan.split.is_some_and(|a| matches!(plan.p.axis(a).role, Role::Block(_)));
+                    let rows = plan.fragment.rows_per_warp() * if blocks { plan.fragment.span(cols) } else { 1 };
+                    tile = tile.max(rows as f64 / if blocks { 1.0 } else { plan.fragment.warps[1] as f64 });
+                }
+                Step::Let(v, Op::Map(..) | Op::Reduce(..)) => {
+                    let (r, c) = plan.shape(plan.rank(*v));
+                    issue += (r * c) as f64;
+                }
+                _ => {}
+            }
+        }
+        shared += plan.shared[1] as f64 / warps as f64 / 128.0;
+        let most = tensor.max(shared).max(issue / 4.0);
+        let mut clocks = most + 0.3 * (issue / 4.0) + 60.0 / resident.max(1.0);
+        if resident < 8.0 {
+            clocks *= (8.0 / resident).sqrt();
+        }
+        if plan.schedule.stages == 1 {
+            clocks *= 1.2;
+        }
+        if tile > 0.0 {
+            total += clocks / (tile * plan.p.axis(l.axis).extent() as f64);
+        }
+    }
+    total
+}
+
+/// Schedules, the best first.
+fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
+    let (rows, dots) = roles(p)?;
+    let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
+    let tensor = matrix && p.operands != DType::F32;
+    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
+    let mut out = vec![];
+    if tensor && two_blocks {
+        for (r, c, k, w) in [
+            (128, 256, 64, [2, 4]), (128, 128, 64, [2, 4]), (128, 128, 32, [2, 4]), (128, 128, 64, [4, 2]), (128, 128, 32, [4, 2]), (128, 64, 64, [4, 2]),
+            (128, 64, 32, [4, 2]), (64, 64, 32, [2, 2]), (64, 32, 32, [4, 1]), (32, 32, 32, [2, 1]),
+        ] {
+            for stages in [3, 2] {
+                out.push(Schedule::tensor(r, c, k, w, stages));
+            }
+        }
+        return Ok(out);
+    }
+    if tensor {
+        // Pairs of warps share rows where the accumulators of one would be too many.
+        for (rows, warps) in [(128, [8, 1]), (64, [4, 1]), (128, [4, 1]), (256, [8, 1]), (32, [2, 1]), (64, [4, 2]), (32, [2, 2])] {
+            for stream in (1..=8).rev().map(|n| 16 * n) {
+                for stages in [2, 3, 1] {
+                    out.push(Schedule::tensor(rows, 32, stream, warps, stages));
+                }
+            }
+        }
+        return Ok(out);
+    }
+    if matrix {
+        // Fused multiply-adds: eight lanes to a row.
+        let f = |warps: [usize; 2], rows| Fragment { warps, lanes: 8, vector: 1, rows };
+        if two_blocks {
+            for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
+                let fragment = f(warps, rows);
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1 });
+            }
+        } else {
+            for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
+                let fragment = f([4, 1], rows);
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1 });
+            }
+        }
+        return Ok(out);
+    }
+    // Rows in warps: 16 bytes a lane where that is not more than the row has.
+    let widest = p.buffers.iter().map(|b| b.dtype.bytes()).min().unwrap_or(4).max(2);
+    let vector = 16 / widest;
+    let longest = p.axes.iter().filter_map(|a| if let Role::Full(n) = a.role { Some(n) } else { None }).max();
+    let streamed = p.axes.iter().any(|a| matches!(a.role, Role::Stream(_)));
+    let (mut lanes, mut warps) = (32, 1);
+    if let (Some(n), false) = (longest, streamed) {
+        while lanes > 1 && lanes * vector / 2 >= n {
+            lanes /= 2;
+        }
+        while warps < 16 && n > lanes * vector * warps * 2 {
+            warps *= 2;
+        }
+    }
+    let has_block_col = two_blocks;
+    let fragment = if rows.is_none() && longest.is_none() {
+        Fragment { warps: [1, 4], lanes: 32, vector, rows: 1 }
+    } else if has_block_col {
+        Fragment { warps: [4, 1], lanes: 32, vector, rows: 1 }
+    } else {
+        Fragment { warps: [(4 / warps).max(1), warps], lanes, vector, rows: 1 }
+    };
+    let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
+    let stream = if streamed { 32 * vector } else { 16 };
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1 });
+    let fragment = Fragment { vector: 1, ..fragment };
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1 });
+    Ok(out)
+}
+
+/// About how many registers a thread needs: what is carried through the loop, what a group of products makes, what of that is
+/// packed for the next, and addresses.
+pub fn registers(plan: &Plan) -> usize {
+    let size = |v| {
+        let (r, c) = plan.shape(plan.rank(v));
+        r * c
+    };
+    let mut most = 0;
+    let mut resident = 0;
+    // Operands of a step of products.
+    let mut fragments = 0;
+    let mut groups: Vec<&Vec<ir::tile::ValueId>> = vec![];
+    for s in &plan.body {
+        match s {
+            Step::Products(v) => groups.push(v),
+            Step::For(l) => groups.extend(l.body.iter().filter_map(|s| if let Step::Products(v) = s { Some(v) } else { None })),
+            _ => {}
+        }
+    }
+    for g in groups {
+        let mut operands: Vec<(ir::tile::ValueId, bool)> = vec![];
+        let mut cols = 0;
+        for v in g {
+            if let Dot::Matrix { n, terms, .. } = &plan.dots[v] {
+                cols = plan.slots[n.index()];
+                operands.extend(terms.iter().flat_map(|(l, r)| [(*l, true), (*r, false)]));
+            }
+        }
+        operands.sort();
+        operands.dedup();
+        let each = |left: bool| if plan.tensor { if left { 2 * plan.fragment.rows } else { 4 } } else { 4 * if left { plan.fragment.rows } else { cols } };
+        fragments = fragments.max(operands.iter().filter(|(v, _)| plan.staged.contains_key(v)).map(|(_, left)| each(*left)).sum());
+    }
+    for s in &plan.p.body {
+        match s {
+            Stmt::For(l) => {
+                let carried: usize = l.carries.iter().map(|c| size(c.init)).sum();
+                let mut made = 0;
+                let mut packed = 0;
+                for s in &l.body {
+                    if let Stmt::Let(v, op) = s {
+                        if matches!(op, Op::Dot { .. }) && !l.carries.iter().any(|c| c.next == *v) {
+                            made += size(*v);
+                        }
+                        // What elementwise work reads beside the products.
+                        if matches!(op, Op::Load(_)) && plan.in_registers.contains(v) {
+                            made += size(*v) / 2;
+                        }
+                        if plan.packed.contains(v) {
+                            packed = packed.max(size(*v) / 2);
+                        }
+                    }
+                }
+                most = most.max(carried + made + packed + fragments + if plan.tensor { 44 } else { 40 });
+            }
+            Stmt::Let(v, _) => resident = resident.max(size(*v)),
+            Stmt::Store(..) => {}
+        }
+    }
+    most.max(resident * 2 + 30)
+}

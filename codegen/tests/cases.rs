@@ -1,0 +1,141 @@
+//! Programs in the text form, their block programs, inputs and expected results: shared by tests and examples of GPU code.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+
+use codegen::GpuTarget;
+use codegen::nvptx::{self, Compiled, Schedule};
+use ir::dim::{Bindings, Name};
+use ir::graph::Function;
+use ir::tensor::Tensor;
+use ir::tile::Program;
+use ir::types::DType;
+use std::collections::BTreeMap;
+
+/// A function on given sizes.
+pub struct Case {
+    pub name: String,
+    pub f: Function,
+    pub dims: Bindings,
+    pub inputs: BTreeMap<Name, Tensor>,
+    pub programs: Vec<Program>,
+    /// In f64, of the inputs as stored.
+    pub want: Vec<Tensor>,
+}
+
+pub fn bind(dims: &[(&str, i64)]) -> Bindings {
+    dims.iter().map(|(n, v)| ((*n).into(), *v)).collect()
+}
+
+/// Numbers in [−1.7, 1.7), or small whole ones.
+fn fill(d: DType, shape: &[usize], seed: &mut u64, below: i64) -> Tensor {
+    let n: usize = shape.iter().product();
+    let x: Vec<f64> = (0..n)
+        .map(|_| {
+            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let u = (*seed >> 11) as f64 / (1u64 << 53) as f64;
+            if d.is_float() { (u - 0.5) * 3.4 } else { (u * below as f64).floor() }
+        })
+        .collect();
+    Tensor::from_f64(d, shape, &x).unwrap()
+}
+
+impl Case {
+    /// `text`'s function `function`, differentiated along `wrt`, stored as `dtype`, at `dims`.
+    pub fn new(text: &str, function: &str, wrt: &[&str], dtype: DType, dims: &[(&str, i64)]) -> Case {
+        let module = ir::text::parse(text).unwrap_or_else(|e| panic!("{}", ir::diagnostic::render(&e, "case", text)));
+        let f = module.function(Some(function)).unwrap();
+        let wrt: Vec<Name> = wrt.iter().map(|n| (*n).into()).collect();
+        let f = if wrt.is_empty() { f.clone() } else { passes::ad::jvp(f, &wrt).unwrap() };
+        let dims = bind(dims);
+        let n = passes::simplify::normalize(&f).unwrap();
+        let options = passes::fuse::Options { dims: dims.clone(), storage: dtype, operands: dtype, ..Default::default() };
+        let programs = passes::fuse::fuse(&n, &options).unwrap().programs;
+        let mut seed = 7;
+        let mut inputs = BTreeMap::new();
+        let mut args = vec![];
+        for p in &f.params {
+            let ty = f.ty(p.var);
+            let shape: Vec<usize> = ty.axes.iter().map(|a| a.size.eval(&dims).unwrap() as usize).collect();
+            let d = if ty.dtype.is_float() { dtype } else { ty.dtype };
+            let most = dims.get("J").or(dims.get("V")).copied().unwrap_or(4) + 1;
+            let t = fill(d, &shape, &mut seed, most);
+            args.push(t.clone());
+            inputs.insert(p.name.clone(), t);
+        }
+        let want = ir::reference::evaluate(&f, &args, &dims).unwrap();
+        let name = format!("{}{}_{dtype}_{}", f.name.replace('.', "_"), "", dims.iter().map(|(n, v)| format!("{n}{v}")).collect::<String>());
+        Case { name, f, dims, inputs, programs, want }
+    }
+
+    /// Relative Frobenius error per result.
+    pub fn errors(&self, got: &BTreeMap<Name, Tensor>) -> Vec<(Name, f64)> {
+        self.f.results.iter().zip(&self.want).map(|(r, w)| (r.name.clone(), ir::tensor::relative_error(&got[&r.name], w))).collect()
+    }
+}
+
+/// Blocks of the grid.
+pub fn blocks(c: &Compiled, dims: &Bindings) -> i64 {
+    c.signature.grid.iter().map(|g| (g.size.eval(dims).unwrap() + g.tile as i64 - 1) / g.tile as i64).product()
+}
+
+/// Compiled as the default schedule says.
+pub fn build(p: &Program, target: &str) -> (Schedule, Compiled) {
+    let target = GpuTarget::named(target).unwrap();
+    let s = nvptx::default_schedule(p, &target).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    let c = nvptx::compile_with(p, &target, &s, true).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    (s, c)
+}
+
+const BF16: DType = DType::BF16;
+const F16: DType = DType::F16;
+const F32: DType = DType::F32;
+
+/// Everything that is run: products streamed, with masks and biases, row by row, with an epilogue, element by element, moved.
+pub fn all() -> Vec<Case> {
+    let read = |f: &str| std::fs::read_to_string(format!("{}/../{f}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let mut out = vec![];
+    let plain = read("examples/attention.pf");
+    let qkv: &[&str] = &["q", "k", "v"];
+    for (wrt, dtype, b, h, i, j, d) in [
+        (&[] as &[&str], BF16, 1, 2, 100, 150, 64), (qkv, BF16, 1, 2, 100, 230, 64), (&[], BF16, 1, 1, 130, 70, 128), (qkv, BF16, 1, 2, 70, 115, 128),
+        (&[], F16, 1, 1, 33, 65, 64), (qkv, F16, 1, 1, 33, 65, 64), (qkv, BF16, 1, 1, 40, 75, 256), (&[], BF16, 1, 1, 70, 140, 256), (qkv, BF16, 2, 1, 1, 1, 64), (qkv, BF16, 1, 1, 256, 512, 64),
+        (qkv, BF16, 1, 1, 37, 45, 12), (qkv, BF16, 1, 1, 37, 45, 28), (qkv, BF16, 1, 1, 50, 77, 72), (qkv, BF16, 1, 1, 50, 77, 80), (&["q"], BF16, 1, 1, 50, 77, 64),
+        (qkv, F32, 1, 1, 50, 77, 64), (&[], F32, 1, 2, 37, 45, 28), (qkv, F32, 1, 1, 37, 45, 12),
+    ] {
+        out.push(Case::new(&plain, "attention", wrt, dtype, &[("B", b), ("H", h), ("I", i), ("J", j), ("D", d)]));
+    }
+    let variants = read("examples/attention_variants.pf");
+    for f in ["causal", "window", "lengths", "bias", "softcapped", "alibi", "grouped"] {
+        for (dtype, i, j) in [(BF16, 70, 70), (BF16, 40, 130), (F16, 100, 60)] {
+            let g: &[(&str, i64)] = if f == "grouped" { &[("G", 2)] } else { &[] };
+            let dims: Vec<(&str, i64)> = [("B", 2), ("H", 4), ("I", i), ("J", j), ("D", 32), ("E", 40)].iter().chain(g).copied().collect();
+            out.push(Case::new(&variants, f, qkv, dtype, &dims));
+        }
+    }
+    let norm = read("examples/norm_modulate.pf");
+    for (dtype, n, d) in [(BF16, 37, 128), (F32, 5, 33), (BF16, 3, 1536), (F16, 9, 5120), (BF16, 20, 8)] {
+        out.push(Case::new(&norm, "norm_modulate", &["x", "scale"], dtype, &[("B", 2), ("N", n), ("D", d)]));
+    }
+    let gelu = read("examples/gelu_linear.pf");
+    for (dtype, m, k, n) in [(BF16, 100, 72, 136), (BF16, 37, 45, 51), (F16, 64, 64, 64), (F32, 37, 45, 51), (F32, 64, 128, 96)] {
+        out.push(Case::new(&gelu, "gelu_linear", &["x", "w"], dtype, &[("M", m), ("K", k), ("N", n)]));
+    }
+    let ce = read("examples/cross_entropy.pf");
+    for dtype in [BF16, F32] {
+        out.push(Case::new(&ce, "cross_entropy_linear", &["x"], dtype, &[("M", 37), ("K", 64), ("V", 150)]));
+    }
+    let layers = read("tests/programs/layers.pf");
+    let sizes: &[(&str, i64)] = &[("A", 3), ("B", 2), ("N", 12), ("D", 16), ("H", 3), ("J", 33), ("E", 24), ("F", 40), ("K", 12), ("C", 3), ("T", 2), ("W", 4)];
+    for (f, wrt) in [
+        ("layernorm_1", "x"), ("rmsnorm_1", "x"), ("gelu_tanh", "x"), ("gelu_erf", "x"), ("silu", "x"), ("tanh", "x"), ("linear_0", "x"), ("softmax_0", "x"),
+        ("ffn_gelu_tanh", "x"), ("modulate_0", "x"), ("modulate_pertoken_1", "x"), ("gated_residual_0", "x"), ("rope_interleaved_0", "x"), ("rope_half_1", "x"),
+        ("time_sinusoid_1", "t"), ("time_embed_wan", "t"), ("patchify", "x"), ("unpatchify_wan", "y"),
+    ] {
+        let sizes: Vec<(&str, i64)> = sizes.iter().map(|(n, v)| if f == "patchify" && *n == "H" { (*n, 4) } else if f == "time_sinusoid_1" && *n == "F" { (*n, 32) } else { (*n, *v) }).collect();
+        for dtype in [BF16, F32] {
+            let mut c = Case::new(&layers, f, &[wrt], dtype, &sizes);
+            c.name = format!("{f}_{dtype}");
+            out.push(c);
+        }
+    }
+    out
+}

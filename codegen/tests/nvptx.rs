@@ -1,0 +1,159 @@
+//! PTX of every class of kernel: what it is made of, that it is the same each time, what is refused, and what the assembler says.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod cases;
+
+use cases::{Case, all, build};
+use codegen::nvptx::{self, Schedule};
+use codegen::{Error, GpuTarget};
+use ir::dim::Bindings;
+use ir::tensor::Tensor;
+use ir::tile::{Access, Program};
+use ir::types::DType;
+use runtime::sim::{Arg, Module, Options};
+use std::process::Command;
+
+fn attention(wrt: &[&str], d: i64) -> Case {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/attention.pf")).unwrap();
+    Case::new(&text, "attention", wrt, DType::BF16, &[("B", 1), ("H", 1), ("I", 8), ("J", 8), ("D", d)])
+}
+
+fn count(text: &str, what: &str) -> usize {
+    text.lines().filter(|l| l.trim_start().starts_with(what) || l.contains(&format!("\t{what}"))).count()
+}
+
+#[test]
+fn every_class_has_code_for_every_target() {
+    for c in all() {
+        for p in &c.programs {
+            for target in ["sm_80", "sm_90a", "sm_100a"] {
+                let (s, k) = build(p, target);
+                assert!(k.ptx.contains(&format!(".entry {}(", k.signature.symbol)), "{}", p.name);
+                assert!(k.signature.shared_bytes <= GpuTarget::named(target).unwrap().shared_per_block, "{}: {s:?}", p.name);
+            }
+        }
+    }
+}
+
+/// One program in the PTX machine.
+fn launch(p: &Program, target: &str, dims: &Bindings, inputs: &[Tensor]) -> Vec<Tensor> {
+    let (_, k) = build(p, target);
+    let module = Module::parse(&k.ptx).unwrap_or_else(|e| panic!("{}: {e:?}", p.name));
+    let s = &k.signature;
+    let shape = |b: &ir::tile::Buffer| -> Vec<usize> { b.shape.iter().map(|d| d.eval(dims).unwrap() as usize).collect() };
+    let mut bytes: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
+    bytes.extend(s.buffers[inputs.len()..].iter().map(|b| vec![0; shape(b).iter().product::<usize>() * b.dtype.bytes()]));
+    let mut args: Vec<Arg> = vec![];
+    for (b, x) in s.buffers.iter().zip(&mut bytes) {
+        args.push(if b.access == Access::Input { Arg::Input(x) } else { Arg::Output(x) });
+    }
+    args.extend(s.dims.iter().map(|d| Arg::I64(dims[d])));
+    let grid = [cases::blocks(&k, dims) as u32, 1, 1];
+    module.launch(&s.symbol, grid, [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &Options::default()).unwrap_or_else(|e| panic!("{}: {e}", p.name));
+    drop(args);
+    s.buffers.iter().zip(&bytes).filter(|(b, _)| b.access == Access::Output).map(|(b, x)| Tensor::from_bytes(b.dtype, &shape(b), x).unwrap()).collect()
+}
+
+#[test]
+fn every_class_is_right_in_the_machine() {
+    let mut bad = vec![];
+    for c in all() {
+        let mut tensors = c.inputs.clone();
+        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ir::tile::sequence::run(&c.programs, &mut tensors, &c.dims, &mut |p, d, x| Ok(launch(p, "sm_90a", d, x))).unwrap();
+        }));
+        if r.is_err() {
+            bad.push(format!("{}: see above", c.name));
+            continue;
+        }
+        let bound = match c.programs[0].operands {
+            DType::BF16 => 5e-3,
+            DType::F16 => 6e-4,
+            _ => 2e-5,
+        };
+        for (n, e) in c.errors(&tensors) {
+            println!("{} {n} {e:.1e}", c.name);
+            if e.is_nan() || e > bound {
+                bad.push(format!("{}: {n} is off by {e:e}", c.name));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn the_text_is_the_same_each_time() {
+    for c in [attention(&["q", "k", "v"], 64), all().into_iter().find(|c| c.name.starts_with("gelu_linear")).unwrap()] {
+        let (a, b) = (build(&c.programs[0], "sm_90a").1, build(&c.programs[0], "sm_90a").1);
+        assert_eq!(a.mlir, b.mlir);
+        assert_eq!(a.ptx, b.ptx);
+    }
+}
+
+/// Six products of N²·d·2 per tile with all tangents, two without; what several products read is loaded once.
+#[test]
+fn products_share_their_operands() {
+    let target = GpuTarget::named("sm_90a").unwrap();
+    for (wrt, products, left, right) in [(&["q", "k", "v"] as &[&str], 6, 2, 2), (&[], 2, 1, 1)] {
+        let p = &attention(wrt, 64).programs[0];
+        let s = Schedule::tensor(64, 32, 64, [4, 1], 2);
+        let k = nvptx::compile(p, &target, &s).unwrap();
+        // 64 × 64 keys and features a warp: 4 steps of 16, 8 blocks of 8 columns.
+        assert_eq!(count(&k.ptx, "mma.sync"), products * 4 * 8);
+        assert_eq!(count(&k.ptx, "ldmatrix"), 4 * left + 2 * (4 * 4 * right));
+        assert_eq!(count(&k.ptx, "bar.sync") + count(&k.ptx, "barrier.sync"), 2, "one before the loop, one per tile");
+    }
+}
+
+#[test]
+fn limits_are_named() {
+    let target = GpuTarget::named("sm_80").unwrap();
+    let p = &attention(&["q", "k", "v"], 256).programs[0];
+    let refused = |s: &Schedule| match nvptx::compile(p, &target, s) {
+        Err(Error::Gpu(m)) => m,
+        other => panic!("not refused: {other:?}"),
+    };
+    let has = |m: String, part: &str| assert!(m.contains(part), "{m:?} has not {part:?}");
+    has(refused(&Schedule::tensor(128, 32, 64, [8, 1], 2)), "bytes of shared memory, but a block of sm_80 has 166912");
+    has(refused(&Schedule::tensor(64, 32, 24, [4, 1], 2)), "must be multiples of 16");
+    has(refused(&Schedule::tensor(96, 32, 32, [3, 1], 2)), "a power of two of threads, not 96");
+    has(refused(&Schedule { rows: 32, ..Schedule::tensor(64, 32, 32, [4, 1], 1) }), "the schedule has 32 rows, but its fragment 64");
+    let mut f64s = p.clone();
+    f64s.compute = DType::F64;
+    f64s.values.iter_mut().filter(|v| v.dtype == DType::F32).for_each(|v| v.dtype = DType::F64);
+    assert!(matches!(nvptx::compile(&f64s, &target, &Schedule::tensor(64, 32, 32, [4, 1], 1)), Err(Error::Gpu(m)) if m.contains("f32")));
+    assert!(matches!(GpuTarget::named("sm_75"), Err(Error::Target(m)) if m.contains("sm_80, sm_90a, sm_100a")));
+}
+
+/// With `CUDA_BIN`, the directory of `ptxas`: it takes every kernel, and heads of 64, 128 and 256 with all tangents do not spill.
+#[test]
+fn the_assembler_agrees() {
+    let Ok(dir) = std::env::var("CUDA_BIN") else {
+        eprintln!("CUDA_BIN is not set: nothing was assembled");
+        return;
+    };
+    let out = std::env::temp_dir().join(format!("pushforward-ptxas-{}", std::process::id()));
+    std::fs::create_dir_all(&out).unwrap();
+    let assemble = |ptx: &str, target: &str| {
+        let (from, to) = (out.join("k.ptx"), out.join("k.cubin"));
+        std::fs::write(&from, ptx).unwrap();
+        let r = Command::new(format!("{dir}/ptxas")).arg(format!("-arch={target}")).arg("-v").arg(&from).arg("-o").arg(&to).output().unwrap();
+        let said = String::from_utf8_lossy(&r.stderr).into_owned() + &String::from_utf8_lossy(&r.stdout);
+        assert!(r.status.success(), "{said}");
+        said
+    };
+    for target in ["sm_80", "sm_90a", "sm_100a"] {
+        for d in [64, 128, 256] {
+            for wrt in [&["q", "k", "v"] as &[&str], &[]] {
+                let said = assemble(&build(&attention(wrt, d).programs[0], target).1.ptx, target);
+                assert!(said.contains("0 bytes spill stores, 0 bytes spill loads"), "d = {d}, {target}, {wrt:?}: {said}");
+            }
+        }
+        for c in all() {
+            for p in &c.programs {
+                assemble(&build(p, target).1.ptx, target);
+            }
+        }
+    }
+    std::fs::remove_dir_all(&out).unwrap();
+}

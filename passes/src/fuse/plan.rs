@@ -1,0 +1,257 @@
+//! Several kernels for several results.
+//!
+//! What has to be stored is found one result at a time: each alone is a kernel once certain values are read instead of computed, and these
+//! are targets like the results. Then kernels are joined where that saves a pass: a statistic, the sum that it corrects and the
+//! epilogue that needs both are one kernel again, and the rows of a gradient that sum over the same axis another. What is in the end
+//! read only by the kernel that computes it is not stored. Nothing here depends on what the results mean.
+
+use super::partition::{Kernel, Partition, Why};
+use ir::diagnostic::Error;
+use ir::dim::Name;
+use ir::graph::Var;
+use ir::prim::Prim;
+use ir::prim::ReduceKind;
+use std::collections::BTreeSet;
+
+/// A result, or a value between kernels.
+struct Member {
+    name: Name,
+    var: Var,
+    /// Why it is stored; `None` for results.
+    why: Option<String>,
+}
+
+/// Members that one kernel computes.
+struct Group {
+    /// Positions in the list of members, ascending.
+    of: Vec<usize>,
+    kernel: Kernel,
+    /// Members that it reads.
+    reads: BTreeSet<Var>,
+}
+
+impl Kernel {
+    /// Walks over the data: passes over the streamed axis, or one.
+    fn cost(&self) -> usize {
+        let passes = self.stats.values().map(|s| s.pass + 1).max().unwrap_or(0);
+        let along = |s: &super::view::Strides| !self.resident && s.of.iter().any(|(n, _)| self.x.as_ref().is_some_and(|x| x.name == *n));
+        (passes + usize::from(self.stores.iter().any(|s| along(&s.2)))).max(1)
+    }
+    fn shared_out(&self) -> BTreeSet<&Name> {
+        self.parallel.iter().map(|a| &a.name).collect()
+    }
+}
+
+impl Partition<'_> {
+    /// Kernels for `targets`, which are no single one.
+    pub(super) fn plan(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
+        let mut members: Vec<Member> = targets.into_iter().map(|(name, var)| Member { name, var, why: None }).collect();
+        let mut groups = self.singles(&mut members)?;
+        self.join(&members, &mut groups);
+        self.drop_private(&members, &mut groups);
+        for m in members.iter().filter(|m| groups.iter().any(|g| g.kernel.targets.iter().any(|t| t.1 == m.var))) {
+            if let Some(why) = &m.why {
+                let label = self.label(m.var);
+                self.fused.notes.push(format!("stored {label}: {why}"));
+            }
+        }
+        while !groups.is_empty() {
+            // The first one that waits for no other.
+            let waits = |g: &Group| groups.iter().any(|h| h.of != g.of && h.kernel.targets.iter().any(|t| g.reads.contains(&t.1)));
+            let next = groups.iter().position(|g| !waits(g)).ok_or_else(|| Error::new("fuse: kernels wait for each other".to_string()))?;
+            let g = groups.remove(next);
+            self.emit(&g.kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Runs `f` with all members but those of `group` in memory.
+    fn beside<T>(&mut self, members: &[Member], group: &[usize], f: impl FnOnce(&Self) -> T) -> T {
+        let before = self.stored.clone();
+        for m in members.iter() {
+            if !group.iter().any(|g| members[*g].var == m.var) {
+                self.stored.entry(m.var).or_insert(m.name.clone());
+            }
+        }
+        let out = f(self);
+        self.stored = before;
+        out
+    }
+
+    /// One kernel per member; values that have to be stored for that become members.
+    fn singles(&mut self, members: &mut Vec<Member>) -> Result<Vec<Group>, Error> {
+        for _ in 0..self.f.vars.len() + 2 {
+            let mut groups: Vec<Group> = vec![];
+            let mut cuts: Vec<(Var, String)> = vec![];
+            for i in 0..members.len() {
+                let of: Vec<usize> = (0..members.len()).filter(|j| members[*j].var == members[i].var).collect();
+                if of[0] != i {
+                    continue;
+                }
+                match self.beside(members, &of, |p| p.alone(&targets(members, &of))) {
+                    Ok((kernel, reads)) => groups.push(Group { of, kernel, reads }),
+                    Err(Why::Cut(vars, why)) => cuts.extend(vars.into_iter().map(|v| (v, why.clone()))),
+                    Err(Why::Split(why)) => return Err(Error::new(format!("fuse: {why}"))),
+                    Err(Why::Fatal(e)) => return Err(e),
+                }
+                // One at a time: what it stores may serve the others.
+                if !cuts.is_empty() {
+                    break;
+                }
+            }
+            if cuts.is_empty() {
+                return Ok(groups);
+            }
+            for (var, why) in cuts {
+                if !members.iter().any(|m| m.var == var) {
+                    members.push(Member { name: format!("%{}", var.0).into(), var, why: Some(why) });
+                }
+            }
+        }
+        Err(Error::new("fuse: cutting does not end"))
+    }
+
+    /// The kernel of one value: over the axis of its last sums, or over one that an earlier sum needs if that cuts nothing out and
+    /// no instance repeats another's sums.
+    fn alone(&self, targets: &[(Name, Var)]) -> Result<(Kernel, BTreeSet<Var>), Why> {
+        let first = match self.kernel(targets, None) {
+            Ok(k) => {
+                let reads = self.reads(&k);
+                return Ok((k, reads));
+            }
+            Err(e) => e,
+        };
+        if matches!(first, Why::Cut(..)) {
+            for n in self.sums_behind(targets) {
+                if let Ok(k) = self.kernel(targets, Some(&n)) {
+                    let repeated = |v: &Var| k.parallel.iter().any(|a| !self.f.ty(*v).has(&a.name));
+                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 {
+                        let reads = self.reads(&k);
+                        return Ok((k, reads));
+                    }
+                }
+            }
+        }
+        Err(first)
+    }
+    /// Axes of sums and maxima behind `targets`, the nearest last.
+    fn sums_behind(&self, targets: &[(Name, Var)]) -> Vec<Name> {
+        let (mut names, mut seen): (Vec<Name>, _) = (vec![], BTreeSet::new());
+        let mut open: Vec<Var> = targets.iter().map(|t| t.1).collect();
+        while let Some(v) = open.pop() {
+            let Some(e) = self.definitions[v.index()].map(|i| &self.f.eqns[i]).filter(|_| seen.insert(v) && !self.stored.contains_key(&v)) else { continue };
+            if let Prim::Reduce(ReduceKind::Sum | ReduceKind::Max, over) | Prim::Contract(over) = &e.op {
+                let new: Vec<Name> = over.iter().filter(|n| !names.contains(*n)).cloned().collect();
+                names.extend(new);
+            }
+            open.extend(&e.args);
+        }
+        names
+    }
+    /// Stored values that a kernel reads.
+    fn reads(&self, k: &Kernel) -> BTreeSet<Var> {
+        let (mut reads, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut open: Vec<Var> = k.stores.iter().map(|s| s.1).collect();
+        while let Some(v) = open.pop() {
+            if !seen.insert(v) {
+                continue;
+            }
+            if let Some((base, _)) = self.read(v) {
+                reads.insert(base);
+            } else if let Some(i) = self.definitions[v.index()] {
+                open.extend(&self.f.eqns[i].args);
+            }
+        }
+        reads
+    }
+
+    /// Joins kernels of the same parallel axes where the two together walk over the data less often.
+    fn join(&mut self, members: &[Member], groups: &mut Vec<Group>) {
+        let mut refused: BTreeSet<(Vec<usize>, Vec<usize>)> = BTreeSet::new();
+        'again: loop {
+            for b in 1..groups.len() {
+                for a in 0..b {
+                    let key = (groups[a].of.clone(), groups[b].of.clone());
+                    if groups[a].kernel.shared_out() != groups[b].kernel.shared_out() || refused.contains(&key) || between(members, groups, a, b) {
+                        continue;
+                    }
+                    let mut of: Vec<usize> = groups[a].of.iter().chain(&groups[b].of).copied().collect();
+                    of.sort_unstable();
+                    let mut axes: Vec<Option<Name>> = [a, b].iter().map(|g| groups[*g].kernel.x.as_ref().map(|x| x.name.clone())).collect();
+                    axes.dedup();
+                    let cost = groups[a].kernel.cost() + groups[b].kernel.cost();
+                    let joined = self.beside(members, &of, |p| {
+                        let tried = axes.iter().filter_map(|n| p.kernel(&targets(members, &of), n.as_ref()).ok());
+                        tried.filter(|k| k.cost() < cost && k.shared_out() == groups[a].kernel.shared_out()).min_by_key(Kernel::cost).map(|k| {
+                            let reads = p.reads(&k);
+                            (k, reads)
+                        })
+                    });
+                    match joined {
+                        Some((kernel, reads)) => {
+                            groups.remove(b);
+                            groups[a] = Group { of, kernel, reads };
+                            continue 'again;
+                        }
+                        None => {
+                            refused.insert(key);
+                        }
+                    }
+                }
+            }
+            return;
+        }
+    }
+
+    /// Values between kernels that only their own kernel reads are not stored.
+    fn drop_private(&mut self, members: &[Member], groups: &mut [Group]) {
+        for g in 0..groups.len() {
+            for m in groups[g].of.clone() {
+                let var = members[m].var;
+                let result = members.iter().any(|m| m.var == var && m.why.is_none());
+                if result || groups[g].of.len() == 1 || groups.iter().any(|h| h.reads.contains(&var)) {
+                    continue;
+                }
+                let of: Vec<usize> = groups[g].of.iter().copied().filter(|i| *i != m).collect();
+                let x = groups[g].kernel.x.as_ref().map(|x| x.name.clone());
+                // Nobody reads it, so that it need not be there for the others.
+                let all = groups[g].of.clone();
+                let smaller = self.beside(members, &all, |p| p.kernel(&targets(members, &of), x.as_ref()).ok().map(|k| {
+                    let reads = p.reads(&k);
+                    (k, reads)
+                }));
+                if let Some((kernel, reads)) = smaller.filter(|(k, _)| k.cost() <= groups[g].kernel.cost() && k.shared_out() == groups[g].kernel.shared_out()) {
+                    groups[g] = Group { of, kernel, reads };
+                }
+            }
+        }
+    }
+}
+
+/// What a group of members stores.
+fn targets(members: &[Member], of: &[usize]) -> Vec<(Name, Var)> {
+    of.iter().map(|i| (members[*i].name.clone(), members[*i].var)).collect()
+}
+
+/// Whether one of `a` and `b` waits for a third kernel that waits for the other.
+fn between(members: &[Member], groups: &[Group], a: usize, b: usize) -> bool {
+    let stores = |g: usize, v: &BTreeSet<Var>| groups[g].of.iter().any(|m| v.contains(&members[*m].var));
+    let after = |from: usize, to: usize| {
+        // Kernels that need `from`, by way of others than `to`.
+        let mut reached: BTreeSet<usize> = BTreeSet::new();
+        let mut open = vec![from];
+        while let Some(g) = open.pop() {
+            for h in (0..groups.len()).filter(|h| *h != from && stores(g, &groups[*h].reads)) {
+                if h == to {
+                    if g != from {
+                        return true;
+                    }
+                } else if reached.insert(h) {
+                    open.push(h);
+                }
+            }
+        }
+        false
+    };
+    after(a, b) || after(b, a)
+}

@@ -1,0 +1,161 @@
+//! `pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N]`: checks and times a pack (`pushforward gpu pack`) on this machine's GPU. Needs
+//! the driver, and neither a compiler nor the toolkit.
+//!
+//! Every output is poisoned with NaN before a launch. A timed kernel is launched until it has warmed up, then `N` times; median and quartiles are
+//! those of single launches between two events.
+
+use runtime::cuda::{Gpu, Kernel, Memory, devices};
+use runtime::pack::{Case, Pack};
+use ir::diagnostic::Error;
+use ir::dim::Name;
+use ir::tensor::{Tensor, relative_error};
+use ir::types::DType;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let option = |n: &str| args.iter().position(|a| a == n).and_then(|i| args.get(i + 1)).cloned();
+    let Some(folder) = args.first().filter(|a| !a.starts_with("--")) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let runs = option("--runs").and_then(|n| n.parse().ok()).unwrap_or(30);
+    match measure(Path::new(folder), option("--out").as_deref(), &option("--only").unwrap_or_default(), runs) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<bool, Error> {
+    let read = |name: &str| std::fs::read(folder.join(name)).map_err(|e| Error::new(format!("cannot read {}: {e}", folder.join(name).display())));
+    let pack: Pack = serde_json::from_slice(&read("manifest.json")?).map_err(|e| Error::new(format!("manifest.json: {e}")))?;
+    let found = devices().map_err(Error::new)?;
+    let device = found.devices.first().ok_or_else(|| Error::new("no CUDA device"))?;
+    println!("{} (sm_{}{}), driver for CUDA {}.{}; code for {}", device.name, device.compute.0, device.compute.1, found.version.0, found.version.1, pack.target);
+    let gpu = Gpu::new(0)?;
+    let (mut good, mut rows): (bool, Vec<Value>) = (true, vec![]);
+    for case in pack.cases.iter().filter(|c| c.name.contains(only)) {
+        let row = match one(&gpu, case, &read, runs) {
+            Ok(row) => row,
+            Err(e) => json!({"case": case.name, "good": false, "error": e.to_string()}),
+        };
+        good &= row["good"] == true;
+        println!("{}", line(&row));
+        rows.push(row);
+    }
+    if let Some(path) = out {
+        let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "rows": rows});
+        std::fs::write(path, serde_json::to_vec_pretty(&all).unwrap_or_default()).map_err(|e| Error::new(format!("cannot write {path}: {e}")))?;
+    }
+    let bad = rows.iter().filter(|r| r["good"] != true).count();
+    println!("{} good, {bad} bad, {} refused by the compiler", rows.len() - bad, pack.refused.len());
+    Ok(good)
+}
+
+fn line(row: &Value) -> String {
+    let name = row["case"].as_str().unwrap_or("?");
+    if let Some(e) = row["error"].as_str() {
+        return format!("BAD  {name}: {e}");
+    }
+    let mark = if row["good"] == true { "ok  " } else { "BAD " };
+    let errors: Vec<String> = row["errors"].as_object().into_iter().flatten().map(|(n, e)| format!("{n} {:.1e}", e.as_f64().unwrap_or(f64::NAN))).collect();
+    match row["seconds"].as_f64() {
+        None => format!("{mark} {name}: {}", errors.join(", ")),
+        Some(s) => format!(
+            "{mark} {name}: {:.3} ms ({:.3} to {:.3}), {:.1} TFLOP/s, {:.2} TB/s",
+            s * 1e3, row["quartiles"][0].as_f64().unwrap_or(0.0) * 1e3, row["quartiles"][1].as_f64().unwrap_or(0.0) * 1e3, row["tflops"].as_f64().unwrap_or(0.0), row["bytes"].as_f64().unwrap_or(0.0) / s / 1e12
+        ),
+    }
+}
+
+fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, runs: usize) -> Result<Value, Error> {
+    let mut memory: BTreeMap<Name, (Memory, DType)> = BTreeMap::new();
+    for (i, x) in case.inputs.iter().enumerate() {
+        let bytes = match &x.file {
+            Some(f) => read(f)?,
+            None => random(x.dtype, x.shape.iter().product(), i as u64),
+        };
+        memory.insert(x.name.clone(), (Memory::new(gpu, &bytes)?, x.dtype));
+    }
+    let mut kernels = vec![];
+    for k in &case.kernels {
+        for b in &k.signature.buffers {
+            if !memory.contains_key(&b.name) {
+                let n = b.shape.iter().try_fold(1, |n, d| Ok(n * d.eval(&case.dims)?.max(0))).map_err(|e: ir::dim::DimError| Error::new(e.to_string()))?;
+                memory.insert(b.name.clone(), (Memory::filled(gpu, n as usize * b.dtype.bytes(), 0xff)?, b.dtype));
+            }
+        }
+        // The assembled form where it fits this device; else the driver compiles the text.
+        let assembled = k.cubin.as_ref().and_then(|c| Kernel::load(gpu, &read(c).ok()?, &k.signature).ok());
+        kernels.push(match assembled {
+            Some(k) => k,
+            None => Kernel::load(gpu, &read(&k.ptx)?, &k.signature)?,
+        });
+    }
+    let launch = || -> Result<(), Error> {
+        for (k, c) in kernels.iter().zip(&case.kernels) {
+            let buffers: Vec<&Memory> = c.signature.buffers.iter().map(|b| &memory[&b.name].0).collect();
+            k.launch(&buffers, &case.dims)?;
+        }
+        Ok(())
+    };
+    launch()?;
+    gpu.wait()?;
+    let tensor = |name: &Name, shape: &[usize]| -> Result<Tensor, Error> {
+        let (m, d) = &memory[name];
+        Tensor::from_bytes(*d, shape, &m.read()?)
+    };
+    let mut good = true;
+    let mut errors = serde_json::Map::new();
+    for x in &case.expected {
+        let want = Tensor::from_bytes(DType::F32, &x.shape, &read(&x.file)?)?;
+        let e = relative_error(&tensor(&x.name, &x.shape)?, &want);
+        good &= e <= x.bound;
+        errors.insert(x.name.to_string(), json!(e));
+    }
+    let mut row = json!({"case": case.name, "good": good, "errors": errors});
+    if let Some(flops) = case.flops {
+        // Every output must have been written: no poison is left, and random inputs give finite results.
+        for b in case.kernels.iter().flat_map(|k| &k.signature.buffers).filter(|b| b.access == ir::tile::Access::Output) {
+            let n = memory[&b.name].0.read()?.len() / b.dtype.bytes();
+            good &= tensor(&b.name, &[n])?.to_f64().iter().all(|x| x.is_finite());
+        }
+        let once = gpu.time(launch)?;
+        for _ in 0..((0.2 / once.max(1e-6)) as usize).clamp(3, 200) {
+            launch()?;
+        }
+        let mut times = (0..runs).map(|_| gpu.time(launch)).collect::<Result<Vec<f64>, _>>()?;
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        row["good"] = json!(good);
+        row["seconds"] = json!(median);
+        row["quartiles"] = json!([times[times.len() / 4], times[times.len() * 3 / 4]]);
+        row["tflops"] = json!(flops / median / 1e12);
+        row["bytes"] = json!(case.bytes);
+    }
+    Ok(row)
+}
+
+/// `n` standard normal numbers, by a counter (SplitMix64) and Box and Muller.
+fn random(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
+    let mix = |i: u64| {
+        let mut z = (seed << 40).wrapping_add(i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let normal = |i: u64| (-2.0 * (1.0 - mix(2 * i)).ln()).sqrt() * (std::f64::consts::TAU * mix(2 * i + 1)).cos();
+    // A period of numbers suffices: attention does not notice, and memory is not the point.
+    let period: Vec<f64> = (0..1_000_003.min(n) as u64).map(normal).collect();
+    let data: Vec<f64> = (0..n).map(|i| if dtype.is_float() { period[i % period.len()] } else { 0.0 }).collect();
+    Tensor::from_f64(dtype, &[n], &data).map(|t| t.to_bytes()).unwrap_or_default()
+}

@@ -1,0 +1,197 @@
+//! Modules, memory, launches and events on one device's default stream: what a measurement needs, on the driver's own calls.
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use ir::artifact::GpuSignature;
+use ir::diagnostic::Error;
+use ir::dim::Bindings;
+use std::ffi::{CString, c_void};
+
+fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
+    move |e| Error::new(format!("cuda: {what}: {e}"))
+}
+
+/// A device, current for this thread.
+#[derive(Debug)]
+pub struct Gpu {
+    device: sys::CUdevice,
+}
+
+impl Gpu {
+    /// Device number `ordinal`.
+    ///
+    /// # Errors
+    /// No driver, or no such device.
+    pub fn new(ordinal: i32) -> Result<Gpu, Error> {
+        super::devices().map_err(Error::new)?;
+        let device = result::device::get(ordinal).map_err(failed("no such device"))?;
+        // SAFETY: the device is the driver's; its primary context is released when this is dropped.
+        unsafe {
+            let context = result::primary_ctx::retain(device).map_err(failed("context"))?;
+            result::ctx::set_current(context).map_err(failed("context"))?;
+        }
+        Ok(Gpu { device })
+    }
+    /// Waits for everything launched so far.
+    ///
+    /// # Errors
+    /// What a kernel did wrong since the last time: an address it may not touch, say.
+    pub fn wait(&self) -> Result<(), Error> {
+        result::ctx::synchronize().map_err(failed("a kernel failed"))
+    }
+    /// Seconds that the device takes for what `work` launches.
+    ///
+    /// # Errors
+    /// Those of `work` and of the driver.
+    pub fn time(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
+        let f = failed("event");
+        let (start, end) = (result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(&f)?, result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(&f)?);
+        // SAFETY: both events are ours, and are destroyed below; the null stream is the one that launches use.
+        let ms = unsafe {
+            result::event::record(start, std::ptr::null_mut()).map_err(&f)?;
+            let done = work();
+            result::event::record(end, std::ptr::null_mut()).map_err(&f)?;
+            done?;
+            result::event::synchronize(end).map_err(failed("a kernel failed"))?;
+            let ms = result::event::elapsed(start, end).map_err(&f)?;
+            result::event::destroy(start).map_err(&f)?;
+            result::event::destroy(end).map_err(&f)?;
+            ms
+        };
+        Ok(f64::from(ms) * 1e-3)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: retained in `new`.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Memory on the device.
+#[derive(Debug)]
+pub struct Memory {
+    address: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Memory that holds `bytes`.
+    ///
+    /// # Errors
+    /// There is not so much.
+    pub fn new(gpu: &Gpu, bytes: &[u8]) -> Result<Memory, Error> {
+        let m = Memory::filled(gpu, bytes.len(), 0)?;
+        // SAFETY: both are `bytes.len()` long.
+        unsafe { result::memcpy_htod_sync(m.address, bytes) }.map_err(failed("copy to the device"))?;
+        Ok(m)
+    }
+    /// `bytes` of memory, every one `with`.
+    ///
+    /// # Errors
+    /// There is not so much.
+    pub fn filled(_gpu: &Gpu, bytes: usize, with: u8) -> Result<Memory, Error> {
+        // SAFETY: freed when this is dropped.
+        let address = unsafe { result::malloc_sync(bytes.max(16)) }.map_err(|e| Error::new(format!("cuda: {bytes} bytes of memory: {e}")))?;
+        let m = Memory { address, bytes };
+        m.fill(with)?;
+        Ok(m)
+    }
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn fill(&self, with: u8) -> Result<(), Error> {
+        // SAFETY: within the allocation.
+        unsafe { result::memset_d8_sync(self.address, with, self.bytes) }.map_err(failed("fill"))
+    }
+    /// What it holds.
+    ///
+    /// # Errors
+    /// What a kernel did wrong before.
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let mut out = vec![0u8; self.bytes];
+        // SAFETY: both are `bytes` long.
+        unsafe { result::memcpy_dtoh_sync(&mut out, self.address) }.map_err(failed("copy from the device"))?;
+        Ok(out)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `filled`; nothing that uses it runs on once the owner lets go, which `Gpu::wait` is for.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// A kernel, loaded.
+#[derive(Debug)]
+pub struct Kernel {
+    module: sys::CUmodule,
+    function: sys::CUfunction,
+    signature: GpuSignature,
+}
+
+impl Kernel {
+    /// Loads PTX text (the driver compiles it) or an assembled module.
+    ///
+    /// # Errors
+    /// The code does not load on this device, has no such symbol, or asks for more shared memory than there is.
+    pub fn load(_gpu: &Gpu, code: &[u8], signature: &GpuSignature) -> Result<Kernel, Error> {
+        let name = &signature.symbol;
+        let mut image = code.to_vec();
+        // PTX is text that ends with a zero.
+        image.push(0);
+        let f = |what: &'static str| move |e: DriverError| Error::new(format!("cuda: {name}: {what}: {e}"));
+        // SAFETY: the image outlives the call, which copies it.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(f("the code does not load on this device"))?;
+        let symbol = CString::new(name.as_str()).map_err(|_| Error::new(format!("cuda: {name:?} is no symbol")))?;
+        // SAFETY: the module is loaded; the function lives as long as it.
+        let function = unsafe { result::module::get_function(module, symbol) }.map_err(f("no such symbol"))?;
+        if signature.shared_bytes > 48 << 10 {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is valid.
+            unsafe { result::function::set_function_attribute(function, attribute, signature.shared_bytes as i32) }.map_err(f("shared memory"))?;
+        }
+        Ok(Kernel { module, function, signature: signature.clone() })
+    }
+    /// Launches it on `buffers`, in the signature's order.
+    ///
+    /// # Errors
+    /// Buffers that differ from the signature: the buffer, and both sides; or the driver's.
+    pub fn launch(&self, buffers: &[&Memory], dims: &Bindings) -> Result<(), Error> {
+        let s = &self.signature;
+        if buffers.len() != s.buffers.len() {
+            return Err(Error::new(format!("cuda: {} takes {} buffers, but {} given", s.symbol, s.buffers.len(), buffers.len())));
+        }
+        let mut args: Vec<u64> = vec![];
+        for (m, b) in buffers.iter().zip(&s.buffers) {
+            let n = b.shape.iter().try_fold(1, |n, d| Ok(n * d.eval(dims)?.max(0))).map_err(|e: ir::dim::DimError| Error::new(format!("cuda: buffer `{}`: {e}", b.name)))?;
+            let bytes = n as usize * b.dtype.bytes();
+            if bytes > m.bytes {
+                return Err(Error::new(format!("cuda: buffer `{}` of {} needs {bytes} bytes, but has {}", b.name, s.symbol, m.bytes)));
+            }
+            args.push(m.address);
+        }
+        for d in &s.dims {
+            let n = dims.get(d).ok_or_else(|| Error::new(format!("cuda: {}: dimension `{d}` has no number", s.symbol)))?;
+            args.push(*n as u64);
+        }
+        let blocks = s.blocks(dims).map_err(|e| Error::new(format!("cuda: {}: {e}", s.symbol)))?;
+        if blocks == 0 {
+            return Ok(());
+        }
+        let blocks = u32::try_from(blocks).ok().filter(|b| *b < 1 << 31).ok_or_else(|| Error::new(format!("cuda: {}: {blocks} blocks are too many", s.symbol)))?;
+        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
+        // SAFETY: parameters are the signature's, 64 bits each; buffers are large enough (above) and outlive the launch by `Memory`'s contract.
+        unsafe { result::launch_kernel(self.function, (blocks, 1, 1), (s.block as u32, 1, 1), s.shared_bytes as u32, std::ptr::null_mut(), &mut pointers) }.map_err(|e| Error::new(format!("cuda: launch of {}: {e}", s.symbol)))
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // SAFETY: loaded in `load`.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}

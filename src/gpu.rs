@@ -1,0 +1,233 @@
+//! `gpu pack`: what a GPU machine needs to check and time our kernels, made on a machine without one. The other half is the binary
+//! `pushforward-measure` (`runtime/src/bin`), which links no compiler.
+
+use clap::Subcommand;
+use codegen::GpuTarget;
+use codegen::nvptx;
+use indicatif::{ProgressBar, ProgressStyle};
+use ir::dim::Bindings;
+use ir::graph::Function;
+use ir::tensor::Tensor;
+use ir::tile::cost::cost;
+use ir::types::DType;
+use pushforward::input::{Random, dims, names};
+use pushforward::machine;
+use runtime::pack::{Case, Expected, Input, Kernel, Pack};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Arguments of `gpu`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Write kernels, inputs and expected results into a folder; `pushforward-measure` runs it
+    #[command(after_help = "Example: pushforward gpu pack -o target/gpu && target/release/pushforward-measure target/gpu")]
+    Pack {
+        /// Where to
+        #[arg(short, value_name = "DIR")]
+        output: PathBuf,
+        /// What for
+        #[arg(long, default_value = "sm_90a", value_parser = ["sm_80", "sm_90a", "sm_100a"])]
+        target: String,
+        /// Only cases with this in their name
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        only: String,
+        /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
+        #[arg(long, value_name = "PATH")]
+        ptxas: Option<PathBuf>,
+    },
+}
+
+/// Runs it.
+pub fn run(a: &Args) -> Result<(), String> {
+    let What::Pack { output, target, only, ptxas } = &a.command;
+    pack(output, target, only, ptxas.as_deref())
+}
+
+/// Programs, by the name that cases call them by.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("plain", include_str!("../examples/attention.pf")),
+    ("variants", include_str!("../examples/attention_variants.pf")),
+    ("norm", include_str!("../examples/norm_modulate.pf")),
+    ("gelu", include_str!("../examples/gelu_linear.pf")),
+    ("xent", include_str!("../examples/cross_entropy.pf")),
+    ("layers", include_str!("../tests/programs/layers.pf")),
+];
+
+/// One case to make: a function of a program, how it is derived, in which type, at which sizes, and the flops to divide by the time.
+struct Plan {
+    program: &'static str,
+    function: &'static str,
+    jvp: &'static str,
+    vjp: &'static str,
+    dtype: DType,
+    dims: String,
+    flops: Option<f64>,
+}
+
+/// Everything that is checked (small, odd sizes) and timed (large ones).
+fn plans() -> Vec<Plan> {
+    use DType::{BF16, F16, F32};
+    let mut all = vec![];
+    let mut check = |program, function, jvp, vjp, dtype, dims: &str| all.push(Plan { program, function, jvp, vjp, dtype, dims: dims.into(), flops: None });
+    let qkv = "q,k,v";
+    for dtype in [BF16, F16] {
+        for (d, i, j) in [(64, 100, 230), (128, 70, 115), (256, 40, 75), (12, 37, 45), (28, 37, 45), (72, 50, 77), (80, 130, 70), (96, 33, 65)] {
+            for jvp in ["", qkv, "q"] {
+                check("plain", "attention", jvp, "", dtype, &format!("B=1,H=2,I={i},J={j},D={d}"));
+            }
+        }
+        check("plain", "attention", "", qkv, dtype, "B=1,H=2,I=70,J=115,D=64");
+        for f in ["causal", "window", "lengths", "bias", "softcapped", "alibi"] {
+            check("variants", f, qkv, "", dtype, "B=2,H=2,I=70,J=130,D=64,E=64");
+            check("variants", f, qkv, "", dtype, "B=2,H=2,I=130,J=70,D=32,E=40");
+        }
+        check("variants", "grouped", qkv, "", dtype, "B=1,H=4,G=2,I=70,J=130,D=64,E=64");
+    }
+    check("plain", "attention", qkv, "", F32, "B=1,H=2,I=50,J=77,D=64");
+    for dtype in [BF16, F16, F32] {
+        check("norm", "norm_modulate", "x,scale", "", dtype, "B=2,N=9,D=1536");
+        check("gelu", "gelu_linear", "x,w", "", dtype, "M=100,K=72,N=136");
+        check("xent", "cross_entropy_linear", "x", "", dtype, "M=37,K=64,V=150");
+        for f in ["layernorm_1", "rmsnorm_1", "gelu_erf", "silu", "softmax_0", "rope_interleaved_0", "rope_half_1", "ffn_gelu_tanh"] {
+            check("layers", f, "x", "", dtype, "A=3,B=2,N=12,D=16,H=3,J=33,E=24,F=40");
+        }
+    }
+    let mut time = |program, function, jvp, vjp, dims: String, flops: f64| all.push(Plan { program, function, jvp, vjp, dtype: BF16, dims, flops: Some(flops) });
+    for d in [64usize, 128, 256] {
+        for n in [1024usize, 2048, 4096, 8192, 16384] {
+            let (b, h) = ((16384 / n).max(1), 2048 / d);
+            let sizes = format!("B={b},H={h},I={n},J={n},D={d}");
+            let pairs = (b * h * d) as f64 * (n * n) as f64;
+            time("plain", "attention", "", "", sizes.clone(), 4.0 * pairs);
+            time("plain", "attention", qkv, "", sizes.clone(), 12.0 * pairs);
+            if n >= 8192 {
+                time("plain", "attention", "q", "", sizes.clone(), 8.0 * pairs);
+                time("plain", "attention", "", qkv, sizes.clone(), 14.0 * pairs);
+                let half = 12.0 * (b * h * d) as f64 * (n * (n + 1) / 2) as f64;
+                time("variants", "causal", qkv, "", format!("{sizes},E={d}"), half);
+            }
+        }
+    }
+    time("gelu", "gelu_linear", "x,w", "", "M=8192,K=1536,N=8960".into(), 6.0 * 8192.0 * 1536.0 * 8960.0);
+    time("norm", "norm_modulate", "x", "", "B=4,N=8192,D=1536".into(), 1.0);
+    all
+}
+
+fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result<(), String> {
+    let target = GpuTarget::named(target).map_err(|e| e.to_string())?;
+    let assembler = ptxas.map(Path::to_path_buf).or_else(|| Command::new("ptxas").arg("--version").output().ok().map(|_| "ptxas".into()));
+    std::fs::create_dir_all(output).map_err(|e| format!("cannot make {}: {e}", output.display()))?;
+    let write = |name: &str, bytes: &[u8]| std::fs::write(output.join(name), bytes).map_err(|e| format!("cannot write {}: {e}", output.join(name).display()));
+    let plans: Vec<(String, Plan)> = plans().into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
+    let bar = ProgressBar::new(plans.len() as u64).with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut made = Pack { toolkit: env!("CARGO_PKG_VERSION").into(), target: target.name.clone(), ..Pack::default() };
+    // Kernels by their text: one serves every length.
+    let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
+    for (name, plan) in &plans {
+        bar.set_message(name.clone());
+        match case(name, plan, &target, assembler.as_deref(), output, &mut known, &write) {
+            Ok(c) => made.cases.push(c),
+            Err(e) => {
+                bar.suspend(|| eprintln!("refused: {name}: {e}"));
+                made.refused.push(format!("{name}: {e}"));
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    write("manifest.json", &serde_json::to_vec(&made).map_err(|e| e.to_string())?)?;
+    println!("{}: {} cases, {} kernels ({} assembled), {} refused", output.display(), made.cases.len(), known.len(), known.values().flatten().count(), made.refused.len());
+    Ok(())
+}
+
+fn title(p: &Plan) -> String {
+    let along = |what: &str, names: &str| if names.is_empty() { String::new() } else { format!(" {what} {names}") };
+    format!("{}{}{}{} {} {}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
+}
+
+type Write<'a> = &'a dyn Fn(&str, &[u8]) -> Result<(), String>;
+
+fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, output: &Path, known: &mut BTreeMap<String, Option<String>>, write: Write) -> Result<Case, String> {
+    let f = derived(plan)?;
+    let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
+    let fused = machine::compile(&f, &dims, plan.dtype)?;
+    let (mut kernels, mut bytes) = (vec![], 0.0);
+    for p in &fused.programs {
+        let schedule = nvptx::default_schedule(p, target).map_err(|e| e.to_string())?;
+        let k = nvptx::compile(p, target, &schedule).map_err(|e| e.to_string())?;
+        bytes += cost(p, &dims).map_err(|e| e.to_string())?.bytes() as f64;
+        let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
+        if !known.contains_key(&stem) {
+            write(&format!("{stem}.ptx"), k.ptx.as_bytes())?;
+            let cubin = match assembler {
+                Some(a) => {
+                    let (from, to) = (output.join(format!("{stem}.ptx")), output.join(format!("{stem}.cubin")));
+                    let out = Command::new(a).arg(format!("-arch={}", target.name)).arg(&from).arg("-o").arg(&to).output().map_err(|e| format!("{}: {e}", a.display()))?;
+                    if !out.status.success() {
+                        return Err(format!("ptxas: {}", String::from_utf8_lossy(&out.stderr).trim()));
+                    }
+                    Some(format!("{stem}.cubin"))
+                }
+                None => None,
+            };
+            known.insert(stem.clone(), cubin);
+        }
+        kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known[&stem].clone(), signature: k.signature });
+    }
+    let (mut inputs, mut expected, mut tensors) = (vec![], vec![], vec![]);
+    let mut random = Random(1);
+    let stem: String = Sha256::digest(name).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    for p in &f.params {
+        let ty = f.ty(p.var);
+        let shape = ty.sizes(&dims).map_err(|e| e.to_string())?;
+        let dtype = if ty.dtype.is_float() { plan.dtype } else { ty.dtype };
+        let file = plan.flops.is_none().then(|| format!("{stem}.{}", p.name));
+        if let Some(file) = &file {
+            let t = if ty.dtype.is_float() { random.tensor(ty.dtype, &shape)?.convert(dtype) } else { whole(&mut random, ty.dtype, &shape, &dims)? };
+            write(file, &t.to_bytes())?;
+            tensors.push(t);
+        }
+        inputs.push(Input { name: p.name.clone(), dtype, shape, file });
+    }
+    if plan.flops.is_none() {
+        let bound = match plan.dtype {
+            DType::BF16 => 5e-3,
+            DType::F16 => 6e-4,
+            _ => 2e-5,
+        };
+        for (r, t) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?) {
+            let file = format!("{stem}.{}.want", r.name);
+            write(&file, &t.convert(DType::F32).to_bytes())?;
+            expected.push(Expected { name: r.name.clone(), shape: t.shape().to_vec(), file, bound });
+        }
+    }
+    Ok(Case { name: name.into(), dims, kernels, inputs, expected, flops: plan.flops, bytes })
+}
+
+/// Lengths and labels: below the size of the axis of keys or of the vocabulary.
+fn whole(random: &mut Random, dtype: DType, shape: &[usize], dims: &Bindings) -> Result<Tensor, String> {
+    let below = dims.get("V").or_else(|| dims.get("J")).copied().unwrap_or(2) as f64;
+    let data: Vec<f64> = (0..shape.iter().product()).map(|_| (random.uniform() * below).floor()).collect();
+    Tensor::from_f64(dtype, shape, &data).map_err(|e| e.to_string())
+}
+
+fn derived(p: &Plan) -> Result<Function, String> {
+    let text = PROGRAMS.iter().find(|(n, _)| *n == p.program).map_or("", |(_, t)| t);
+    let module = ir::text::parse(text).map_err(|e| format!("{e:?}"))?;
+    let mut f = module.function(Some(p.function))?.clone();
+    if !p.jvp.is_empty() {
+        f = passes::ad::jvp(&f, &names(p.jvp)).map_err(|e| e.to_string())?;
+    }
+    if !p.vjp.is_empty() {
+        f = passes::ad::vjp(&f, &names(p.vjp)).map_err(|e| e.to_string())?;
+    }
+    Ok(f)
+}
