@@ -40,11 +40,15 @@ impl Compiled {
 
 /// Compiles for this CPU, through the cache.
 pub fn cpu(f: &Function, dims: &Bindings, dtype: DType, cache: &Cache) -> Result<Compiled, String> {
+    cpu_as(f, dims, dtype, &codegen::Target::host().map_err(|e| e.to_string())?, cache)
+}
+
+/// Compiles for a CPU whose instructions this one has too.
+pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Target, cache: &Cache) -> Result<Compiled, String> {
     let fused = compile(f, dims, dtype)?;
-    let target = codegen::Target::host().map_err(|e| e.to_string())?;
     let (mut kernels, mut sources) = (vec![], vec![]);
     for p in &fused.programs {
-        let build = || codegen::compile(p, &target).map(|c| c.artifact).map_err(|e| e.to_string());
+        let build = || codegen::compile(p, target).map(|c| c.artifact).map_err(|e| e.to_string());
         let (artifact, source) = cache.get_or_build(&key(p, &format!("{target:?}")), build)?;
         if let Source::Rebuilt(why) = &source {
             eprintln!("note: {why}");
