@@ -414,7 +414,8 @@ impl Plan {
             }
         }
         let elem = self.operand().bytes();
-        let granule = if self.tensor { 16 } else { 4 };
+        // Whole steps of the summed axis, and whole lanes of a column axis.
+        let granule = if self.tensor { 16 } else { self.fragment.lanes.max(4) };
         let mut outer = 0;
         let dots = self.dots.clone();
         for d in dots.values() {
