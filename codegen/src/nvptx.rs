@@ -8,6 +8,7 @@
 mod copy;
 mod dot;
 mod emit;
+mod factor;
 pub mod layout;
 mod map;
 mod memory;

@@ -44,10 +44,26 @@ impl Case {
         let module = ir::text::parse(text).unwrap_or_else(|e| panic!("{}", ir::diagnostic::render(&e, "case", text)));
         let f = module.function(Some(function)).unwrap();
         let wrt: Vec<Name> = wrt.iter().map(|n| (*n).into()).collect();
-        let f = if wrt.is_empty() { f.clone() } else { passes::ad::jvp(f, &wrt).unwrap() };
+        Case::of(if wrt.is_empty() { f.clone() } else { passes::ad::jvp(f, &wrt).unwrap() }, dtype, dims)
+    }
+
+    /// The gradient of `text`'s function `function` along `wrt`.
+    pub fn gradient(text: &str, function: &str, wrt: &[&str], dtype: DType, dims: &[(&str, i64)]) -> Case {
+        let module = ir::text::parse(text).unwrap();
+        let wrt: Vec<Name> = wrt.iter().map(|n| (*n).into()).collect();
+        Case::of(passes::ad::vjp(module.function(Some(function)).unwrap(), &wrt).unwrap(), dtype, dims)
+    }
+
+    /// `f`, stored as `dtype`, at `dims`.
+    pub fn of(f: Function, dtype: DType, dims: &[(&str, i64)]) -> Case {
         let dims = bind(dims);
         let n = passes::simplify::normalize(&f).unwrap();
-        let options = passes::fuse::Options { dims: dims.clone(), storage: dtype, operands: dtype, ..Default::default() };
+        // Lengths of sequences stay run-time arguments, so that no tile may hold one whole.
+        let mut known = dims.clone();
+        if known.contains_key("D") && known.contains_key("I") {
+            known.retain(|n, _| !matches!(&**n, "I" | "J"));
+        }
+        let options = passes::fuse::Options { dims: known, storage: dtype, operands: dtype, ..Default::default() };
         let programs = passes::fuse::fuse(&n, &options).unwrap().programs;
         let mut seed = 7;
         let mut inputs = BTreeMap::new();
@@ -103,7 +119,17 @@ pub fn all() -> Vec<Case> {
     ] {
         out.push(Case::new(&plain, "attention", wrt, dtype, &[("B", b), ("H", h), ("I", i), ("J", j), ("D", d)]));
     }
+    for (dtype, i, j, d) in [(BF16, 70, 90, 64), (F16, 33, 40, 32), (BF16, 50, 60, 128), (F32, 33, 40, 32)] {
+        let mut c = Case::gradient(&plain, "attention", qkv, dtype, &[("B", 1), ("H", 2), ("I", i), ("J", j), ("D", d)]);
+        c.name = format!("gradient_{dtype}_{i}_{j}_{d}");
+        out.push(c);
+    }
     let variants = read("examples/attention_variants.pf");
+    for f in ["causal", "bias"] {
+        let mut c = Case::gradient(&variants, f, qkv, BF16, &[("B", 1), ("H", 2), ("I", 70), ("J", 90), ("D", 32), ("E", 40)]);
+        c.name = format!("gradient_{f}");
+        out.push(c);
+    }
     for f in ["causal", "window", "lengths", "bias", "softcapped", "alibi", "grouped"] {
         for (dtype, i, j) in [(BF16, 70, 70), (BF16, 40, 130), (F16, 100, 60)] {
             let g: &[(&str, i64)] = if f == "grouped" { &[("G", 2)] } else { &[] };

@@ -4,6 +4,7 @@
 //! Every value is a tile over at most the row axis and one column axis, in registers; only operands of matrix products may have two
 //! column axes, and those are loads, which stand in shared memory.
 
+use super::factor::moved;
 use super::layout::{Fragment, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -235,8 +236,11 @@ fn classify(p: &Program, rows: Option<AxisId>) -> Result<BTreeMap<ValueId, Dot>,
     }
 }
 
+/// What [`roles`] decides: the program in a form that suits the row axis, that axis, and how each dot is computed.
+pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
+
 /// The row axis, and how each dot is then computed.
-pub(super) fn roles(p: &Program) -> Result<(Option<AxisId>, BTreeMap<ValueId, Dot>), Error> {
+pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
     let blocks: Vec<AxisId> = (0..p.axes.len() as u32).map(AxisId).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect();
     // The axis along which results lie side by side is better a column.
     let side_by_side = |a: AxisId| {
@@ -248,25 +252,26 @@ pub(super) fn roles(p: &Program) -> Result<(Option<AxisId>, BTreeMap<ValueId, Do
         });
         yes
     };
-    let mut best: Option<(Option<AxisId>, BTreeMap<ValueId, Dot>, (usize, usize))> = None;
+    let mut best: Option<(Roles, (usize, usize))> = None;
     let mut why = String::new();
     let mut order: Vec<Option<AxisId>> = vec![None];
     order.extend(blocks.iter().copied().filter(|a| !side_by_side(*a)).map(Some));
     order.extend(blocks.iter().copied().filter(|a| side_by_side(*a)).map(Some));
     for rows in order {
-        match classify(p, rows) {
+        let form = rows.map_or(p.clone(), |r| moved(p, r));
+        match classify(&form, rows) {
             Err(m) => why = m,
             Ok(dots) => {
                 let matrix = dots.values().filter(|d| matches!(d, Dot::Matrix { .. })).count();
                 let direct = dots.values().filter(|d| **d == Dot::Direct).count();
                 let score = (matrix, usize::MAX - direct);
-                if best.as_ref().is_none_or(|b| score > b.2) {
-                    best = Some((rows, dots, score));
+                if best.as_ref().is_none_or(|b| score > b.1) {
+                    best = Some(((form, rows, dots), score));
                 }
             }
         }
     }
-    best.map(|(r, d, _)| (r, d)).ok_or_else(|| refused(p, &why))
+    best.map(|(r, _)| r).ok_or_else(|| refused(p, &why))
 }
 
 /// `p` with the schedule's tiles.
@@ -291,8 +296,8 @@ impl Plan {
         if p.compute != DType::F32 {
             return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
         }
-        let (rows, dots) = roles(p)?;
-        let p = retile(p, rows, schedule);
+        let (p, rows, dots) = roles(p)?;
+        let p = retile(&p, rows, schedule);
         let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
         let fragment = schedule.fragment;
@@ -409,7 +414,8 @@ impl Plan {
             }
         }
         let elem = self.operand().bytes();
-        let granule = if self.tensor { 16 } else { 4 };
+        // Whole steps of the summed axis, and whole lanes of a column axis.
+        let granule = if self.tensor { 16 } else { self.fragment.lanes.max(4) };
         let mut outer = 0;
         let dots = self.dots.clone();
         for d in dots.values() {

@@ -4,8 +4,9 @@ use super::layout::Fragment;
 use super::plan::{Dot, Plan, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
-use ir::tile::{AxisId, Op, Program, Role, Stmt};
+use ir::tile::{AxisId, Op, Program, Role, ValueId};
 use ir::types::DType;
+use std::collections::BTreeMap;
 
 /// How a program runs on a GPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,12 +40,16 @@ impl Schedule {
 pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
     let mut why = None;
     let mut best: Option<(f64, Schedule)> = None;
+    // If the estimate says that none fits, the one that needs least.
+    let mut least: Option<(usize, Schedule)> = None;
     for s in candidates(p)? {
         match Plan::new(p, target, &s) {
             Ok(plan) => {
                 let need = registers(&plan);
                 if need > target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
-                    why.get_or_insert(Error::Gpu(format!("{}: no schedule fits into {} registers a thread of {}", p.name, target.registers_per_thread, target.name)));
+                    if least.as_ref().is_none_or(|l| need < l.0) {
+                        least = Some((need, s));
+                    }
                     continue;
                 }
                 let cost = cost(&plan, target, need);
@@ -55,7 +60,7 @@ pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Err
             Err(e) => why = Some(e),
         }
     }
-    best.map(|b| b.1).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+    best.map(|b| b.1).or(least.map(|l| l.1)).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
 }
 
 /// Clocks of a multiprocessor per element of the iteration space, in loops of matrix products; 0 for everything else, where the first
@@ -136,7 +141,7 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
 
 /// Schedules, the best first.
 fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
-    let (rows, dots) = roles(p)?;
+    let (_, rows, dots) = roles(p)?;
     let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
     let tensor = matrix && p.operands != DType::F32;
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
@@ -209,29 +214,18 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     Ok(out)
 }
 
-/// About how many registers a thread needs: what is carried through the loop, what a group of products makes, what of that is
-/// packed for the next, and addresses.
+/// About how many registers a thread needs: the most that is alive at once in a loop (left operands of products packed where they are
+/// defined), operands of a step of products, and addresses.
 pub fn registers(plan: &Plan) -> usize {
-    let size = |v| {
+    let size = |v: ValueId| {
         let (r, c) = plan.shape(plan.rank(v));
         r * c
     };
-    let mut most = 0;
-    let mut resident = 0;
     // Operands of a step of products.
-    let mut fragments = 0;
-    let mut groups: Vec<&Vec<ir::tile::ValueId>> = vec![];
-    for s in &plan.body {
-        match s {
-            Step::Products(v) => groups.push(v),
-            Step::For(l) => groups.extend(l.body.iter().filter_map(|s| if let Step::Products(v) = s { Some(v) } else { None })),
-            _ => {}
-        }
-    }
-    for g in groups {
-        let mut operands: Vec<(ir::tile::ValueId, bool)> = vec![];
+    let fragments = |group: &[ValueId]| -> usize {
+        let mut operands: Vec<(ValueId, bool)> = vec![];
         let mut cols = 0;
-        for v in g {
+        for v in group {
             if let Dot::Matrix { n, terms, .. } = &plan.dots[v] {
                 cols = plan.slots[n.index()];
                 operands.extend(terms.iter().flat_map(|(l, r)| [(*l, true), (*r, false)]));
@@ -239,34 +233,81 @@ pub fn registers(plan: &Plan) -> usize {
         }
         operands.sort();
         operands.dedup();
-        let each = |left: bool| if plan.tensor { if left { 2 * plan.fragment.rows } else { 4 } } else { 4 * if left { plan.fragment.rows } else { cols } };
-        fragments = fragments.max(operands.iter().filter(|(v, _)| plan.staged.contains_key(v)).map(|(_, left)| each(*left)).sum());
-    }
-    for s in &plan.p.body {
+        let each = |(v, left): &(ValueId, bool)| match (plan.tensor, left) {
+            (true, true) => 2 * plan.fragment.rows,
+            (true, false) => 4,
+            // Unrolled: the loads of several steps are in flight.
+            (false, true) if !plan.staged.contains_key(v) => 24,
+            (false, true) => 4 * plan.fragment.rows,
+            (false, false) => 4 * cols,
+        };
+        operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
+    };
+    let mut most = 0;
+    for s in &plan.body {
         match s {
-            Stmt::For(l) => {
-                let carried: usize = l.carries.iter().map(|c| size(c.init)).sum();
-                let mut made = 0;
-                let mut packed = 0;
-                for s in &l.body {
-                    if let Stmt::Let(v, op) = s {
-                        if matches!(op, Op::Dot { .. }) && !l.carries.iter().any(|c| c.next == *v) {
-                            made += size(*v);
+            Step::For(l) => {
+                // Per value: where it is made, where it is read last, and where a product reads it last.
+                let end = l.body.len();
+                let mut lives: BTreeMap<ValueId, [usize; 3]> = BTreeMap::new();
+                l.carries.iter().for_each(|c| _ = lives.insert(c.inside, [0, 0, 0]));
+                for (i, s) in l.body.iter().enumerate() {
+                    let mut read = |v: &ValueId, product: bool| {
+                        // What only a reduction reads is reduced while it is made.
+                        if let (Some(x), false) = (lives.get_mut(v), matches!(s, Step::Let(_, Op::Reduce(..))) && !plan.packed.contains(v)) {
+                            x[if product { 2 } else { 1 }] = i;
                         }
-                        // What elementwise work reads beside the products.
-                        if matches!(op, Op::Load(_)) && plan.in_registers.contains(v) {
-                            made += size(*v) / 2;
+                    };
+                    match s {
+                        Step::Let(_, op) => match op {
+                            Op::Map(_, args) => args.iter().for_each(|v| read(v, false)),
+                            Op::Reduce(_, x, _) | Op::Fill { value: x, .. } => read(x, false),
+                            Op::Dot { init, terms, .. } => init.iter().flatten().chain(terms.iter().flat_map(|(a, b)| [a, b])).for_each(|v| read(v, false)),
+                            _ => {}
+                        },
+                        Step::Products(vs) => {
+                            for v in vs {
+                                plan.inits[v].iter().flatten().for_each(|v| read(v, false));
+                                if let Dot::Matrix { terms, .. } = &plan.dots[v] {
+                                    terms.iter().for_each(|(l, _)| read(l, true));
+                                }
+                            }
                         }
-                        if plan.packed.contains(v) {
-                            packed = packed.max(size(*v) / 2);
-                        }
+                        Step::Store(_, v) => read(v, false),
+                        Step::For(_) => {}
+                    }
+                    match s {
+                        Step::Let(v, _) if plan.staged.contains_key(v) && !plan.in_registers.contains(v) || plan.direct.contains(v) => {}
+                        Step::Let(v, _) => _ = lives.insert(*v, [i, i, i]),
+                        Step::Products(vs) => vs.iter().for_each(|v| _ = lives.insert(*v, [i, i, i])),
+                        _ => {}
                     }
                 }
-                most = most.max(carried + made + packed + fragments + if plan.tensor { 44 } else { 40 });
+                l.carries.iter().for_each(|c| _ = lives.entry(c.next).and_modify(|x| x[1] = end));
+                for (i, s) in l.body.iter().enumerate() {
+                    // What is read here or later, and was made before.
+                    let alive = |at: usize| -> usize {
+                        lives.iter().map(|(v, [made, read, product])| {
+                            let packed = plan.packed.contains(v);
+                            let whole = *made < at && *read >= at;
+                            let half = packed && *made < at && *product >= at;
+                            usize::from(whole) * size(*v) + usize::from(half) * (size(*v) / 2)
+                        }).sum()
+                    };
+                    let own = match s {
+                        Step::Products(vs) => fragments(vs) + vs.iter().filter(|v| plan.inits[*v].is_empty()).map(|v| size(*v)).sum::<usize>(),
+                        // Two addresses per element.
+                        Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => 5 * size(*v),
+                        _ => 0,
+                    };
+                    most = most.max(alive(i) + own + 44);
+                }
             }
-            Stmt::Let(v, _) => resident = resident.max(size(*v)),
-            Stmt::Store(..) => {}
+            Step::Products(vs) => most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44),
+            Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => most = most.max(6 * size(*v) + 44),
+            Step::Let(v, _) if !plan.staged.contains_key(v) => most = most.max(2 * size(*v) + 30),
+            _ => {}
         }
     }
-    most.max(resident * 2 + 30)
+    most
 }

@@ -44,7 +44,7 @@ impl Emit<'_> {
     /// Elementwise statements at the end, a few column slots at a time: each window is computed and stored before the next, so
     /// that few intermediate values are in registers.
     fn in_windows(&mut self, steps: &[Step]) -> Result<(), Error> {
-        const WIDTH: usize = 4;
+        const ELEMENTS: usize = 8;
         let plan = self.plan;
         let rank = |s: &Step| match s {
             Step::Let(v, _) => plan.rank(*v),
@@ -54,7 +54,7 @@ impl Emit<'_> {
         let mut axes: Vec<AxisId> = steps.iter().filter_map(|s| rank(s).col).collect();
         axes.sort();
         axes.dedup();
-        let width = WIDTH.max(plan.fragment.vector);
+        let width = (ELEMENTS / plan.fragment.rows).max(plan.fragment.vector).next_multiple_of(plan.fragment.vector);
         let [axis] = axes.as_slice() else { return self.steps(steps) };
         let slots = plan.slots[axis.index()];
         let staged = steps.iter().any(|s| matches!(s, Step::Let(v, _) if plan.staged.contains_key(v) || plan.packed.contains(v)));

@@ -226,17 +226,20 @@ impl Partition<'_> {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
         let mut parallel = parallel.unwrap_or_default();
+        if dots_inside {
+            // What carried sums add up, where a sum in the loop makes it (scores): instances share out its axes, so that none repeats it.
+            // Beside something wide, what could be stored does not count.
+            let along: BTreeSet<usize> = inner.iter().copied().filter(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).collect();
+            let made = |a: &Var| below.get(a).is_some_and(|s| !s.is_disjoint(&along));
+            let bodies: Vec<Var> = outer.iter().flat_map(|r| &f.eqns[*r].args).copied().filter(made).collect();
+            let wide = bodies.iter().any(|v| !self.narrow(*v));
+            parallel.retain(|n| bodies.iter().all(|v| f.ty(*v).has(n) || (wide && self.narrow(*v))));
+        }
         // A sum that every instance along some axis would make again is stored, where it is no larger than what is stored anyway; the
         // last such sum first, since it may be all that is needed of those before it.
         for &r in inner.iter().rev().filter(|_| dots_inside) {
-            let e = &f.eqns[r];
-            // An axis that it sums itself over what is read cannot be shared out.
-            let nested = e.args.iter().any(|a| below.get(a).is_some_and(|s| !s.is_empty()));
-            let own = if nested { vec![] } else { reduced(e).unwrap_or_default() };
-            let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(e.out).has(n) && !own.contains(n)).map(|n| &**n).collect();
-            // Scores along x stay inside the loop where those axes can stand in the tile instead.
-            let stays = f.ty(e.out).axes.iter().any(|a| is_x(&a.name)) && own.iter().all(|n| !parallel.contains(n)) && again.iter().filter_map(|n| axis(&Name::from(*n))).all(|a| self.whole(&a, self.options.full).is_some());
-            if !again.is_empty() && !stays && self.narrow(e.out) {
+            let again: Vec<&str> = parallel.iter().filter(|n| !f.ty(f.eqns[r].out).has(n)).map(|n| &**n).collect();
+            if !again.is_empty() && self.narrow(f.eqns[r].out) {
                 return Err(self.cut(&closure, &below, r, format!("every instance along {} would need it", again.join(", "))));
             }
         }
@@ -246,13 +249,6 @@ impl Partition<'_> {
                     return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
                 }
             }
-        }
-        if dots_inside {
-            let along = |r: &&usize| f.ty(f.eqns[**r].out).axes.iter().any(|a| is_x(&a.name));
-            inner.iter().filter(along).for_each(|r| {
-                let has = names(&f.ty(f.eqns[*r].out).axes);
-                parallel.retain(|n| has.contains(n));
-            });
         }
         // What is reduced has to be there whole, in every instance: for scores along what stays parallel that is no loss; anything
         // else would be repeated, and is stored.
@@ -330,7 +326,7 @@ impl Partition<'_> {
     }
 
     /// Whether `v` has only axes that one parameter or result has.
-    fn narrow(&self, v: Var) -> bool {
+    pub(super) fn narrow(&self, v: Var) -> bool {
         self.ports.iter().any(|t| t.covers(self.f.ty(v)))
     }
 

@@ -114,25 +114,27 @@ impl Partition<'_> {
     /// The kernel of one value: over the axis of its last sums, or over one that an earlier sum needs if that cuts nothing out and
     /// no instance repeats another's sums.
     fn alone(&self, targets: &[(Name, Var)]) -> Result<(Kernel, BTreeSet<Var>), Why> {
-        let first = match self.kernel(targets, None) {
-            Ok(k) => {
-                let reads = self.reads(&k);
-                return Ok((k, reads));
-            }
-            Err(e) => e,
+        // What is wider than anything stored must not stand in a tile whole.
+        let stands_whole = |k: &Kernel| k.x.as_ref().is_some_and(|x| self.values(k).iter().any(|v| !self.narrow(*v) && !self.f.ty(*v).has(&x.name)));
+        let with_reads = |k: Kernel| {
+            let reads = self.reads(&k);
+            (k, reads)
         };
-        if matches!(first, Why::Cut(..)) {
+        let first = match self.kernel(targets, None) {
+            Ok(k) if !stands_whole(&k) => return Ok(with_reads(k)),
+            first => first,
+        };
+        if matches!(first, Ok(_) | Err(Why::Cut(..))) {
             for n in self.sums_behind(targets) {
                 if let Ok(k) = self.kernel(targets, Some(&n)) {
                     let repeated = |v: &Var| k.parallel.iter().any(|a| !self.f.ty(*v).has(&a.name));
-                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 {
-                        let reads = self.reads(&k);
-                        return Ok((k, reads));
+                    if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 && !stands_whole(&k) {
+                        return Ok(with_reads(k));
                     }
                 }
             }
         }
-        Err(first)
+        first.map(with_reads)
     }
     /// Axes of sums and maxima behind `targets`, the nearest last.
     fn sums_behind(&self, targets: &[(Name, Var)]) -> Vec<Name> {
@@ -148,21 +150,20 @@ impl Partition<'_> {
         }
         names
     }
-    /// Stored values that a kernel reads.
-    fn reads(&self, k: &Kernel) -> BTreeSet<Var> {
-        let (mut reads, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    /// Values of a kernel, those that it reads included.
+    fn values(&self, k: &Kernel) -> BTreeSet<Var> {
+        let mut seen = BTreeSet::new();
         let mut open: Vec<Var> = k.stores.iter().map(|s| s.1).collect();
         while let Some(v) = open.pop() {
-            if !seen.insert(v) {
-                continue;
-            }
-            if let Some((base, _)) = self.read(v) {
-                reads.insert(base);
-            } else if let Some(i) = self.definitions[v.index()] {
+            if let (true, None, Some(i)) = (seen.insert(v), self.read(v), self.definitions[v.index()]) {
                 open.extend(&self.f.eqns[i].args);
             }
         }
-        reads
+        seen
+    }
+    /// Stored values that a kernel reads.
+    fn reads(&self, k: &Kernel) -> BTreeSet<Var> {
+        self.values(k).into_iter().filter_map(|v| self.read(v)).map(|r| r.0).collect()
     }
 
     /// Joins kernels of the same parallel axes where the two together walk over the data less often.

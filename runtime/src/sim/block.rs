@@ -114,12 +114,16 @@ impl<'a> Block<'a> {
     }
 
     fn schedule(&mut self, ws: &mut [Warp]) -> Result<(), Fault> {
+        let mut idle = 0;
         loop {
             let mut progress = false;
             for i in 0..ws.len() {
                 if ws[i].runnable() {
                     self.run_warp(&mut ws[i])?;
                     progress = true;
+                    if !self.wakes.is_empty() {
+                        idle = 0;
+                    }
                     self.wake(ws);
                     self.rendezvous(ws, i / 4)?;
                 }
@@ -130,23 +134,20 @@ impl<'a> Block<'a> {
             if progress {
                 continue;
             }
-            // Nothing runs: now what is asynchronous must happen, one thing at a time.
-            if let Some(bulk) = self.bulk.pop_front() {
-                let (line, warp, lane) = (bulk.line, bulk.warp, bulk.lane);
-                self.complete(bulk).map_err(|p| self.fault(*p, line, Some((&ws[warp], 1 << lane))))?;
-                self.wake(ws);
+            // Nothing runs. Who asked and got no may ask once more; then what is asynchronous must happen, one thing at a time.
+            let waits = ws.iter().flat_map(|w| &w.groups).any(|g| g.wait == Wait::Yield);
+            if waits && (idle == 0 || self.bulk.is_empty()) && idle < 1000 {
+                idle += 1;
+                for g in ws.iter_mut().flat_map(|w| &mut w.groups).filter(|g| g.wait == Wait::Yield) {
+                    g.wait = Wait::Run;
+                }
                 continue;
             }
-            let mut yields = false;
-            for w in ws.iter_mut() {
-                for g in w.groups.iter_mut().filter(|g| g.wait == Wait::Yield) {
-                    g.wait = Wait::Run;
-                    yields = true;
-                }
-            }
-            if !yields {
-                return Err(self.deadlock(ws));
-            }
+            idle = 0;
+            let Some(bulk) = self.bulk.pop_front() else { return Err(self.deadlock(ws)) };
+            let (line, warp, lane) = (bulk.line, bulk.warp, bulk.lane);
+            self.complete(bulk).map_err(|p| self.fault(*p, line, Some((&ws[warp], 1 << lane))))?;
+            self.wake(ws);
         }
         if let Some(b) = self.bulk.front() {
             let p: Result<(), Problem> = problem(FaultKind::InFlight, "the block ends while a bulk copy into its shared memory is in flight");
@@ -199,7 +200,8 @@ impl<'a> Block<'a> {
                     },
                     Wait::Group(_) => "for the other warps of its warpgroup".to_string(),
                     Wait::Lanes => "for its other lanes".to_string(),
-                    Wait::Run | Wait::Yield => "for nothing".to_string(),
+                    Wait::Yield => "asks again and again".to_string(),
+                    Wait::Run => "for nothing".to_string(),
                 };
                 first.get_or_insert((line, w.index, g.mask));
                 what.push(format!("warp {} {why} (line {line})", w.index));
@@ -523,7 +525,7 @@ impl<'a> Block<'a> {
                     let p = w.get_pred(k, p, mask)?;
                     self.barrier(w, pc, id, count, true, aligned, mask, Some((vote, d, if negated { !p } else { p })))
                 }
-                Op::BarrierInit { .. } | Op::BarrierInvalidate { .. } | Op::BarrierArrive { .. } | Op::BarrierTest { .. } => self.object(w, op, mask),
+                Op::BarrierInit { .. } | Op::BarrierInvalidate { .. } | Op::BarrierArrive { .. } | Op::BarrierTest { .. } => self.object(w, pc, op, mask),
                 Op::TensorLoad { .. } | Op::TensorStore { .. } | Op::BulkCommit | Op::BulkWait { .. } => {
                     self.tensor(w, pc, op, mask)?;
                     Ok(Next::Go)

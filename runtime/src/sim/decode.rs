@@ -5,7 +5,9 @@
 //! and between them blocks come before their successors. Lanes that ran ahead then wait at the first block that all paths share, the immediate
 //! post-dominator, without a stack.
 
+mod collective;
 mod instruction;
+mod operand;
 
 use super::memory::allocation_base;
 use super::op::{GroupProduct, Inst, Op, Place, Slot, Slots};

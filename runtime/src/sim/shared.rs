@@ -100,7 +100,7 @@ impl Shared {
     #[inline]
     pub(super) fn range(&self, at: u64, len: usize) -> Result<usize, Problem> {
         for r in &self.regions {
-            if at >= r.start as u64 && at + len as u64 <= r.end as u64 {
+            if at >= r.start as u64 && at.saturating_add(len as u64) <= r.end as u64 {
                 return Ok(at as usize);
             }
         }

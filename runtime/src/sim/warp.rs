@@ -58,6 +58,14 @@ pub(super) struct Pending {
     pub group: u32,
 }
 
+/// What waits for a warpgroup's wait, in order. A move of an accumulator waits with its product: compilers put such moves before the wait and count on
+/// the assembler to make them renamings.
+#[derive(Clone, Debug)]
+pub(super) enum Late {
+    Product(Box<Pending>),
+    Move { d: Slot, a: Slot },
+}
+
 /// A store of a tile that has not happened yet.
 #[derive(Clone, Debug)]
 pub(super) struct TileStore {
@@ -87,10 +95,12 @@ pub(super) struct Warp {
     pub local_written: Vec<bool>,
     pub copies: Vec<Copy>,
     pub committed: [u32; 32],
-    pub products: Vec<Pending>,
+    pub late: Vec<Late>,
     pub product_groups: u32,
     /// Accumulators of products that have not happened yet.
     pub in_flight: Vec<Slot>,
+    /// The `try_wait` and the barrier object that said no last.
+    pub denied: Option<(u32, u32)>,
     pub stores: Vec<TileStore>,
     pub store_groups: [u32; 32],
     pub tid: [[u32; 3]; 32],
@@ -134,9 +144,10 @@ impl Warp {
             local_written: vec![false; 32 * k.local_bytes as usize],
             copies: vec![],
             committed: [0; 32],
-            products: vec![],
+            late: vec![],
             product_groups: 0,
             in_flight: vec![],
+            denied: None,
             stores: vec![],
             store_groups: [0; 32],
             tid,

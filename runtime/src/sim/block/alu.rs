@@ -27,9 +27,9 @@ macro_rules! integer {
                     return divided_by_zero(l as u32);
                 }
                 match ($f, signed) {
-                    (Int2::Div, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_div((y[l] as $i)) as $u),
+                    (Int2::Div, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_div(y[l] as $i) as $u),
                     (Int2::Div, false) => $w.$set($d, $mask, |l| x[l] / y[l]),
-                    (_, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_rem((y[l] as $i)) as $u),
+                    (_, true) => $w.$set($d, $mask, |l| (x[l] as $i).wrapping_rem(y[l] as $i) as $u),
                     (_, false) => $w.$set($d, $mask, |l| x[l] % y[l]),
                 }
             }
@@ -66,7 +66,9 @@ impl Block<'_> {
             Op::Nop => {}
             Op::Move32 { d, a } => {
                 let (x, defined) = (w.r[a as usize], w.defined32[a as usize]);
-                self.settled(w, a)?;
+                if !w.in_flight.is_empty() && (w.in_flight.contains(&a) || w.in_flight.contains(&d)) {
+                    return self.late_move(w, d, a, mask);
+                }
                 w.set(d, mask, |l| x[l]);
                 w.taint(d, mask, defined);
             }

@@ -9,7 +9,7 @@ use super::super::matrix::{Element, dot};
 use super::super::op::*;
 use super::super::shared::Access;
 use super::super::tensor_map::Swizzle;
-use super::super::warp::{FULL, NONE, Pending, Wait, Warp};
+use super::super::warp::{FULL, Late, NONE, Pending, Wait, Warp};
 use super::{Block, Next};
 
 /// A matrix descriptor.
@@ -63,8 +63,12 @@ impl Block<'_> {
         }
         match op {
             Op::GroupCommit => {
-                for p in w.products.iter_mut().filter(|p| p.group == NONE) {
-                    p.group = w.product_groups;
+                for l in &mut w.late {
+                    if let Late::Product(p) = l
+                        && p.group == NONE
+                    {
+                        p.group = w.product_groups;
+                    }
                 }
                 w.product_groups += 1;
                 Ok(Next::Go)
@@ -105,7 +109,7 @@ impl Block<'_> {
                     self.operand(w.index, da, 64, shape, shape.trans_a)?;
                 }
                 self.operand(w.index, db, shape.n, shape, shape.trans_b)?;
-                w.products.push(Pending { pc, a: fragments, descriptor_a: da, descriptor_b: db, accumulate, group: NONE });
+                w.late.push(Late::Product(Box::new(Pending { pc, a: fragments, descriptor_a: da, descriptor_b: db, accumulate, group: NONE })));
                 self.stats.products += 16 * shape.n as u64 * shape.k as u64;
                 Ok(Next::Go)
             }
@@ -159,15 +163,19 @@ impl Block<'_> {
             return r.map_err(|p| self.fault(*p, line(pc - 1), Some((&ws[first], FULL))));
         }
         loop {
-            let ready = |w: &Warp| w.products.first().is_some_and(|p| p.group != NONE && p.group as u64 + n as u64 + 1 <= w.product_groups as u64);
+            let next = |w: &Warp| w.late.iter().find_map(|l| if let Late::Product(p) = l { Some((p.group, p.pc)) } else { None });
+            let ready = |w: &Warp| next(w).is_some_and(|(g, _)| g != NONE && (g as u64 + n as u64) < w.product_groups as u64);
             let count = ws[range.clone()].iter().filter(|w| ready(w)).count();
             if count == 0 {
                 break;
             }
-            let pcs: Vec<_> = ws[range.clone()].iter().filter_map(|w| w.products.first().map(|p| p.pc)).collect();
+            let pcs: Vec<_> = ws[range.clone()].iter().filter_map(|w| next(w).map(|(_, pc)| pc)).collect();
             if count != 4 || pcs.iter().any(|p| *p != pcs[0]) {
                 let r: Result<(), Problem> = problem(FaultKind::Divergent, "the warps of a warpgroup have issued different products");
                 return r.map_err(|p| self.fault(*p, line(pc - 1), Some((&ws[first], FULL))));
+            }
+            for w in &mut ws[range.clone()] {
+                self.moves(w);
             }
             let r = self.compute(&mut ws[range.clone()]);
             r.map_err(|p| self.fault(*p, line(pcs[0]), Some((&ws[first], FULL))))?;
@@ -175,9 +183,9 @@ impl Block<'_> {
         let agent = self.agent(first);
         for w in &mut ws[range] {
             self.shared.clocks[w.index][agent] = self.shared.stamp;
+            self.moves(w);
             // Accumulators of products that are still to come stay closed.
-            let k = self.launch.kernel;
-            let open: Vec<Slot> = w.products.iter().flat_map(|p| if let Op::GroupProduct { d, .. } = k.code[p.pc as usize].op { k.slots(d).to_vec() } else { vec![] }).collect();
+            let open: Vec<Slot> = w.late.iter().flat_map(|l| self.written(l)).collect();
             w.in_flight.retain(|s| open.contains(s));
             for s in &open {
                 w.taint(*s, FULL, 0);
@@ -190,10 +198,57 @@ impl Block<'_> {
         Ok(())
     }
 
+    /// The registers that something late will write.
+    fn written(&self, l: &Late) -> Vec<Slot> {
+        let k = self.launch.kernel;
+        match l {
+            Late::Move { d, .. } => vec![*d],
+            Late::Product(p) => if let Op::GroupProduct { d, .. } = k.code[p.pc as usize].op { k.slots(d).to_vec() } else { vec![] },
+        }
+    }
+
+    /// A move from or to an accumulator that is in flight.
+    pub(super) fn late_move(&self, w: &mut Warp, d: Slot, a: Slot, mask: u32) -> Result<(), Problem> {
+        let name = |s: Slot| &self.launch.kernel.names32[s as usize];
+        if mask != FULL || !w.in_flight.contains(&a) || w.in_flight.contains(&d) {
+            let which = if w.in_flight.contains(&d) { d } else { a };
+            return problem(FaultKind::InFlight, format!("`{}` is the accumulator of a product that no wait has completed", name(which)));
+        }
+        w.late.push(Late::Move { d, a });
+        w.in_flight.push(d);
+        w.taint(d, FULL, 0);
+        Ok(())
+    }
+
+    /// Moves whose source no product before them will write any more.
+    fn moves(&self, w: &mut Warp) {
+        let mut blocked: Vec<Slot> = vec![];
+        let mut rest = vec![];
+        for l in std::mem::take(&mut w.late) {
+            match l {
+                Late::Move { d, a } if !blocked.contains(&a) && !blocked.contains(&d) => {
+                    let x = w.r[a as usize];
+                    w.set(d, FULL, |l| x[l]);
+                }
+                l => {
+                    blocked.extend(self.written(&l));
+                    rest.push(l);
+                }
+            }
+        }
+        w.late = rest;
+    }
+
     /// The first pending product of four warps.
     fn compute(&mut self, ws: &mut [Warp]) -> Result<(), Problem> {
         let kernel = self.launch.kernel;
-        let pending: Vec<Pending> = ws.iter_mut().map(|w| w.products.remove(0)).collect();
+        let mut pending: Vec<Pending> = vec![];
+        for w in ws.iter_mut() {
+            let Some(at) = w.late.iter().position(|l| matches!(l, Late::Product(_))) else { return Ok(()) };
+            if let Late::Product(p) = w.late.remove(at) {
+                pending.push(*p);
+            }
+        }
         let Op::GroupProduct { f, d, descriptor_a, .. } = kernel.code[pending[0].pc as usize].op else { return Ok(()) };
         let f = &kernel.products[f as usize];
         let k = f.k as usize;

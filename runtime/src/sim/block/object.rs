@@ -45,7 +45,7 @@ impl Block<'_> {
         }
     }
 
-    pub(super) fn object(&mut self, w: &mut Warp, op: Op, mask: u32) -> Result<Next, Problem> {
+    pub(super) fn object(&mut self, w: &mut Warp, pc: u32, op: Op, mask: u32) -> Result<Next, Problem> {
         let k = self.launch.kernel;
         let (place, memory) = match op {
             Op::BarrierInit { at, memory, .. } | Op::BarrierInvalidate { at, memory } | Op::BarrierArrive { at, memory, .. } | Op::BarrierTest { at, memory, .. } => (at, memory),
@@ -64,12 +64,15 @@ impl Block<'_> {
                 }
             }
             return Ok(match failed {
-                Some(a) if blocks && yes == 0 => Next::Wait(Wait::Phase(a), false),
-                Some(_) => {
+                // A `try_wait` may give up: it does so once, so that a program without a loop around it shows; then it waits.
+                Some(a) if blocks && yes == 0 && w.denied == Some((pc, a)) => Next::Wait(Wait::Phase(a), false),
+                Some(a) => {
+                    w.denied = Some((pc, a));
                     w.set_pred(d, mask, yes);
                     Next::Wait(Wait::Yield, true)
                 }
                 None => {
+                    w.denied = None;
                     w.set_pred(d, mask, FULL);
                     Next::Go
                 }

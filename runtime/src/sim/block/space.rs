@@ -35,7 +35,7 @@ impl Block<'_> {
     }
 
     fn aligned(address: u64, width: usize) -> Result<(), Problem> {
-        if address % width as u64 != 0 {
+        if !address.is_multiple_of(width as u64) {
             return problem(FaultKind::Misaligned, format!("address {address:#x} is no multiple of the access's {width} bytes"));
         }
         Ok(())
@@ -64,8 +64,8 @@ impl Block<'_> {
             Memory::Shared => self.read_shared(w.index, a, out, if ordered { Access::Atomic } else { Access::Read }).map_err(|p| uncommitted(w, a, out.len(), p)),
             Memory::Local => {
                 let size = self.launch.kernel.local_bytes as u64;
-                if a + out.len() as u64 > size {
-                    return problem(FaultKind::OutOfBounds, format!("local bytes {a}..{}; the thread has {size}", a + out.len() as u64));
+                if a.saturating_add(out.len() as u64) > size {
+                    return problem(FaultKind::OutOfBounds, format!("{} local bytes at {a}; the thread has {size}", out.len()));
                 }
                 let start = lane * size as usize + a as usize;
                 if w.local_written[start..start + out.len()].contains(&false) {
@@ -74,12 +74,12 @@ impl Block<'_> {
                 out.copy_from_slice(&w.local[start..start + out.len()]);
                 Ok(())
             }
-            Memory::Param => match self.launch.params.get(a as usize..a as usize + out.len()) {
+            Memory::Param => match self.launch.params.get(a as usize..(a as usize).saturating_add(out.len())) {
                 Some(p) => {
                     out.copy_from_slice(p);
                     Ok(())
                 }
-                None => problem(FaultKind::OutOfBounds, format!("parameter bytes {a}..{}; there are {}", a + out.len() as u64, self.launch.params.len())),
+                None => problem(FaultKind::OutOfBounds, format!("{} parameter bytes at {a}; there are {}", out.len(), self.launch.params.len())),
             },
             _ => self.launch.global.read(a, out, self.at.linear),
         }
@@ -92,8 +92,8 @@ impl Block<'_> {
             Memory::Shared => self.write_shared(w.index, a, data, if ordered { Access::Atomic } else { Access::Write }),
             Memory::Local => {
                 let size = self.launch.kernel.local_bytes as u64;
-                if a + data.len() as u64 > size {
-                    return problem(FaultKind::OutOfBounds, format!("local bytes {a}..{}; the thread has {size}", a + data.len() as u64));
+                if a.saturating_add(data.len() as u64) > size {
+                    return problem(FaultKind::OutOfBounds, format!("{} local bytes at {a}; the thread has {size}", data.len()));
                 }
                 let start = lane * size as usize + a as usize;
                 w.local[start..start + data.len()].copy_from_slice(data);
@@ -222,7 +222,7 @@ impl Block<'_> {
             Op::CopyWait { left, all } => {
                 let mut rest = vec![];
                 for c in std::mem::take(&mut w.copies) {
-                    let covered = mask >> c.lane & 1 != 0 && (all || (c.group != NONE && c.group as u64 + left as u64 + 1 <= w.committed[c.lane as usize] as u64));
+                    let covered = mask >> c.lane & 1 != 0 && (all || (c.group != NONE && (c.group as u64 + left as u64) < w.committed[c.lane as usize] as u64));
                     if covered {
                         let r = self.arrive(w.index, &c);
                         at(r, c.lane, || format!("{} from {}", self.describe(Memory::Shared, c.to as u64), self.describe(Memory::Global, c.from)))?;

@@ -93,7 +93,7 @@ impl Block<'_> {
             Op::BulkWait { left, .. } => {
                 let mut rest = vec![];
                 for s in std::mem::take(&mut w.stores) {
-                    if mask >> s.lane & 1 != 0 && s.group != NONE && s.group as u64 + left as u64 + 1 <= w.store_groups[s.lane as usize] as u64 {
+                    if mask >> s.lane & 1 != 0 && s.group != NONE && (s.group as u64 + left as u64) < w.store_groups[s.lane as usize] as u64 {
                         let r = self.store_tile(w.index, &s);
                         at(r, s.lane, || self.describe(Memory::Shared, s.from as u64))?;
                     } else {
