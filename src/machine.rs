@@ -4,7 +4,9 @@ use crate::pipeline::{self, Stage};
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::Tensor;
-use ir::tile::{Program, interp, sequence};
+use ir::artifact::GpuSignature;
+use ir::diagnostic::Error;
+use ir::tile::{Access, Program, interp, sequence};
 use ir::types::DType;
 use passes::fuse::Fused;
 use runtime::cache::{Cache, Source, key};
@@ -49,7 +51,7 @@ pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Tar
     let (mut kernels, mut sources) = (vec![], vec![]);
     for p in &fused.programs {
         let build = || codegen::compile(p, target).map(|c| c.artifact).map_err(|e| e.to_string());
-        let (artifact, source) = cache.get_or_build(&key(p, &format!("{target:?}")), build)?;
+        let (artifact, source) = cache.get_or_build(&key(p, &format!("{target:?} {}", codegen::BUILD)), build)?;
         if let Source::Rebuilt(why) = &source {
             eprintln!("note: {why}");
         }
@@ -73,8 +75,78 @@ pub fn run_cpu(f: &Function, c: &Compiled, pool: &Pool, inputs: &[Tensor], dims:
 
 /// Results on the tile interpreter: what matrix units would give, operands of dots rounded to `dtype`.
 pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
+    each(f, inputs, dims, dtype, &mut |p, d, x| interp::run(p, d, x))
+}
+
+/// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
+pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
+    each(f, inputs, dims, dtype, &mut |p, dims, x| {
+        let k = ptx(p, target)?;
+        let s = &k.signature;
+        let module = runtime::sim::Module::parse(&k.ptx).map_err(|e| Error::new(format!("sim: {}: {e:?}", s.symbol)))?;
+        let mut bytes: Vec<Vec<u8>> = x.iter().map(Tensor::to_bytes).collect();
+        let outputs = outputs(s, dims)?;
+        bytes.extend(outputs.iter().map(|(shape, d)| vec![0; shape.iter().product::<usize>() * d.bytes()]));
+        let mut args: Vec<runtime::sim::Arg> = vec![];
+        for (b, x) in s.buffers.iter().zip(&mut bytes) {
+            args.push(if b.access == Access::Input { runtime::sim::Arg::Input(x) } else { runtime::sim::Arg::Output(x) });
+        }
+        for d in &s.dims {
+            args.push(runtime::sim::Arg::I64(dims.get(d).copied().ok_or_else(|| Error::new(format!("sim: dimension `{d}` has no number")))?));
+        }
+        let blocks = u32::try_from(s.blocks(dims).map_err(|e| Error::new(e.to_string()))?).map_err(|_| Error::new("sim: too many blocks"))?;
+        module.launch(&s.symbol, [blocks, 1, 1], [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &Default::default()).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))?;
+        drop(args);
+        let from = bytes.len() - outputs.len();
+        outputs.iter().zip(&bytes[from..]).map(|((shape, d), x)| Tensor::from_bytes(*d, shape, x)).collect()
+    })
+}
+
+/// Results on the first CUDA device.
+#[cfg(feature = "cuda")]
+pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
+    let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
+    let found = runtime::cuda::devices()?;
+    let target = match found.devices.first().map(|d| d.compute) {
+        Some((9, 0)) => "sm_90a",
+        Some((10, 0)) => "sm_100a",
+        Some((major, _)) if major >= 8 => "sm_80",
+        other => return Err(format!("cuda: compute capability {other:?} is below 8.0")),
+    };
+    each(f, inputs, dims, dtype, &mut |p, dims, x| {
+        let k = ptx(p, target)?;
+        let kernel = runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature)?;
+        let outputs = outputs(&k.signature, dims)?;
+        let mut memory = x.iter().map(|t| runtime::cuda::Memory::new(&gpu, &t.to_bytes())).collect::<Result<Vec<_>, _>>()?;
+        for (shape, d) in &outputs {
+            memory.push(runtime::cuda::Memory::filled(&gpu, shape.iter().product::<usize>() * d.bytes(), 0xff)?);
+        }
+        kernel.launch(&memory.iter().collect::<Vec<_>>(), dims)?;
+        gpu.wait()?;
+        outputs.iter().zip(&memory[x.len()..]).map(|((shape, d), m)| Tensor::from_bytes(*d, shape, &m.read()?)).collect()
+    })
+}
+
+/// PTX by the default schedule.
+fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
+    let bug = |e: codegen::Error| Error::new(e.to_string());
+    let target = codegen::GpuTarget::named(target).map_err(bug)?;
+    let schedule = codegen::nvptx::default_schedule(p, &target).map_err(bug)?;
+    codegen::nvptx::compile(p, &target, &schedule).map_err(bug)
+}
+
+/// Shape and type of each output.
+fn outputs(s: &GpuSignature, dims: &Bindings) -> Result<Vec<(Vec<usize>, DType)>, Error> {
+    let shape = |b: &ir::tile::Buffer| b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>();
+    s.buffers.iter().filter(|b| b.access == Access::Output).map(|b| Ok((shape(b).map_err(|e| Error::new(format!("buffer `{}`: {e}", b.name)))?, b.dtype))).collect()
+}
+
+/// Launches one block program: sizes, inputs in buffer order; outputs in buffer order.
+type Launch<'a> = &'a mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Vec<Tensor>, Error>;
+
+fn each(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, launch: Launch) -> Result<Vec<Tensor>, String> {
     let fused = compile(f, dims, dtype)?;
     let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().cloned()).collect();
-    sequence::run(&fused.programs, &mut tensors, dims, &mut |p, d, x| interp::run(p, d, x)).map_err(|e| e.to_string())?;
+    sequence::run(&fused.programs, &mut tensors, dims, launch).map_err(|e| e.to_string())?;
     f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()
 }

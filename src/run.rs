@@ -18,7 +18,7 @@ pub struct Args {
     #[command(flatten)]
     source: Source,
     /// The machine
-    #[arg(long, default_value = "reference", value_parser = ["reference", "interp", "cpu"])]
+    #[arg(long, default_value = "reference", value_parser = ["reference", "interp", "cpu", "sim", "cuda"])]
     on: String,
     /// How float inputs are rounded
     #[arg(long, default_value = "f64", value_parser = ["f64", "f32", "bf16", "f16"])]
@@ -75,6 +75,11 @@ pub fn run(a: &Args) -> Result<(), String> {
             let (pool, loaded) = (Pool::from_env(), start.elapsed().as_secs_f64());
             (machine::run_cpu(&f, &c, &pool, &inputs, &bindings)?, loaded, c.origins())
         }
+        "sim" => (machine::sim(&f, &inputs, &bindings, dtype, "sm_90a")?, 0.0, vec![]),
+        #[cfg(feature = "cuda")]
+        "cuda" => (machine::cuda(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
+        #[cfg(not(feature = "cuda"))]
+        "cuda" => return Err("run: built without the feature `cuda`".into()),
         "interp" => (machine::interp(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
         _ => (ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?, 0.0, vec![]),
     };

@@ -12,6 +12,9 @@ pub mod scalar;
 pub mod target;
 pub mod text;
 
+/// Says which compiler this is: a hash of its sources.
+pub const BUILD: &str = env!("PUSHFORWARD_CODEGEN");
+
 pub use target::{GpuTarget, Target};
 
 use ir::artifact::Artifact;
