@@ -356,6 +356,14 @@ impl Plan {
     pub fn shape(&self, r: Rank) -> (usize, usize) {
         (if r.rows { self.fragment.rows } else { 1 }, r.col.map_or(1, |a| self.slots[a.index()]))
     }
+    /// Whether loops are the longer the greater the position along `axis`, and begin at the same tile.
+    pub fn grows_along(&self, axis: AxisId) -> bool {
+        let sign = |c: &Constraint, a: AxisId| c.axes.iter().filter(|(x, _)| *x == a).map(|(_, k)| k.signum()).sum::<i64>();
+        self.body.iter().any(|s| match s {
+            Step::For(l) => l.within.iter().any(|c| sign(c, axis) > 0 && sign(c, l.axis) < 0) && !l.within.iter().any(|c| sign(c, l.axis) > 0),
+            _ => false,
+        })
+    }
     /// Whether products with columns along `n`, which no warp has a part of, are computed by halves in two warps and exchanged.
     pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {
         self.tensor && self.fragment.warps[1] == 2 && self.split != Some(n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())

@@ -33,6 +33,13 @@ impl Emit<'_> {
             if at > 0 {
                 rest = self.i("divui", &rest, &count);
             }
+            // Where later tiles have the longer loops, they go first: the grid's last blocks are then short ones.
+            let index = if plan.grows_along(AxisId(*i as u32)) {
+                let last = self.ik("subi", &count, 1);
+                self.i("subi", &last, &index)
+            } else {
+                index
+            };
             self.start[*i] = self.ik("muli", &index, *tile);
         }
         let last = plan.body.iter().rposition(|s| !matches!(s, Step::Store(..) | Step::Let(_, Op::Map(..) | Op::Load(_) | Op::Const(_) | Op::Size(_) | Op::Position(_))));
