@@ -128,6 +128,11 @@ pub(super) struct Kernel {
     pub stats: BTreeMap<Var, Stat>,
 }
 
+/// Whether `targets` are different values: one value may have two names.
+fn several(targets: &[(Name, Var)]) -> bool {
+    targets.iter().any(|t| t.1 != targets[0].1)
+}
+
 impl Partition<'_> {
     fn eqn(&self, v: Var) -> Option<&Eqn> {
         self.definitions[v.index()].map(|i| &self.f.eqns[i])
@@ -271,11 +276,11 @@ impl Partition<'_> {
             }
             match self.whole(&a, self.options.full) {
                 Some(n) => whole.push((a, n)),
-                None if dots_inside && targets.len() == 1 => {
+                None if dots_inside && !several(targets) => {
                     let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
                     return Err(self.cut(&closure, &below, r, format!("{a} is too long or has no number, so that it cannot stand in a tile")));
                 }
-                None if targets.len() > 1 => return Err(Why::Split(format!("{a} is too long for a tile, and not all results have it"))),
+                None if several(targets) => return Err(Why::Split(format!("{a} is too long for a tile, and not all results have it"))),
                 None => {
                     return Err(Why::Fatal(
                         Error::new(format!("fuse: axis {a} has to stand in a tile whole, but has no number or is longer than {}", self.options.full))
@@ -338,7 +343,7 @@ impl Partition<'_> {
         for r in last {
             let axes = reduced(&f.eqns[*r]).unwrap_or_default();
             if !shared.iter().any(|n| axes.contains(n)) {
-                if targets.len() > 1 {
+                if several(targets) {
                     return Err(Why::Split("the results are reduced over different axes".into()));
                 }
                 // Sums of what is read, over short axes: nothing has to be streamed.

@@ -206,8 +206,10 @@ impl Partition<'_> {
 
     /// Values between kernels that only their own kernel reads are not stored.
     fn drop_private(&mut self, members: &[Member], groups: &mut [Group]) {
+        let mut dropped: Vec<usize> = vec![];
         for g in 0..groups.len() {
-            for m in groups[g].of.clone() {
+            let own = groups[g].of.clone();
+            for &m in &own {
                 let var = members[m].var;
                 let result = members.iter().any(|m| m.var == var && m.why.is_none());
                 if result || groups[g].of.len() == 1 || groups.iter().any(|h| h.reads.contains(&var)) {
@@ -215,14 +217,15 @@ impl Partition<'_> {
                 }
                 let of: Vec<usize> = groups[g].of.iter().copied().filter(|i| *i != m).collect();
                 let x = groups[g].kernel.x.as_ref().map(|x| x.name.clone());
-                // Nobody reads it, so that it need not be there for the others.
-                let all = groups[g].of.clone();
-                let smaller = self.beside(members, &all, |p| p.kernel(&targets(members, &of), x.as_ref()).ok().map(|k| {
+                // Nobody reads it, so that it need not be there for the others; nor is what was dropped before.
+                let absent: Vec<usize> = own.iter().chain(&dropped).copied().collect();
+                let smaller = self.beside(members, &absent, |p| p.kernel(&targets(members, &of), x.as_ref()).ok().map(|k| {
                     let reads = p.reads(&k);
                     (k, reads)
                 }));
                 if let Some((kernel, reads)) = smaller.filter(|(k, _)| k.cost() <= groups[g].kernel.cost() && k.shared_out() == groups[g].kernel.shared_out()) {
                     groups[g] = Group { of, kernel, reads };
+                    dropped.push(m);
                 }
             }
         }

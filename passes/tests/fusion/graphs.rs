@@ -78,7 +78,7 @@ fn draw(random: &mut Random, steps: usize) -> Function {
 
 #[test]
 fn graphs_of_primitives_are_cut_where_they_have_to_be() {
-    let cases: u64 = std::env::var("CASES").map_or(3000, |n| n.parse().unwrap());
+    let cases: u64 = std::env::var("CASES").map_or(4500, |n| n.parse().unwrap());
     let (mut run, mut kernels) = (0, 0);
     for seed in 0..cases {
         let mut random = Random(seed);
