@@ -2,7 +2,7 @@
 //!
 //! Counting operations alone picks forms that do not stream (a trial: 10 of 14 programs). So a candidate is *fused*, by the pass
 //! that will fuse it, and what its block programs cost is its key: arithmetic, special functions and memory traffic, recomputed
-//! scores and stored intermediates included; a few percent for each accumulator and each kernel. There is one truth about
+//! scores and stored intermediates included; a percent for each accumulator and each kernel, and once more for each pass. There is one truth about
 //! what streams, and it is `fuse`.
 //!
 //! The search starts from the normal form and from the cheapest trees, and changes one class at a time while that helps; the
@@ -29,6 +29,8 @@ const OPS_PER_BYTE: f64 = 8.0;
 const SPECIAL: f64 = 8.0;
 /// What an accumulator or a kernel adds to the cost: registers, and launches.
 const OVERHEAD: f64 = 0.01;
+/// What a further pass over a streamed axis adds: at nominal sizes it looks cheap, at long ones it reads everything again.
+const PASS: f64 = 1.0;
 /// A change that gains less keeps the form that is there.
 pub const GAIN: f64 = 0.99;
 
@@ -48,7 +50,7 @@ pub struct Key {
 impl Key {
     /// One number: less is better.
     pub fn score(&self) -> f64 {
-        self.work * (1.0 + OVERHEAD * (self.accumulators + self.kernels) as f64)
+        self.work * (1.0 + OVERHEAD * (self.accumulators + self.kernels) as f64 + PASS * self.passes as f64)
     }
 }
 
