@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub struct Args {
     #[command(flatten)]
     source: Source,
-    /// What for: `cpu` is this machine; or a CPU by name, `skylake-avx512`, `znver3`, `x86-64-v3`
+    /// What for: `cpu` is this machine; a CPU by name, `skylake-avx512`, `znver3`, `x86-64-v3`; or a GPU, `sm_80`, `sm_90a`, `sm_100a`
     #[arg(long, default_value = "cpu")]
     target: String,
     /// What float parameters are stored in
@@ -32,7 +32,12 @@ pub struct Args {
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
     let loaded = a.source.load_any()?;
-    let target = if a.target == "cpu" { codegen::Target::host() } else { codegen::Target::named(&a.target) }.map_err(|e| e.to_string())?;
+    let gpu = a.target.starts_with("sm_").then(|| codegen::GpuTarget::named(&a.target)).transpose().map_err(|e| e.to_string())?;
+    let target = match (&gpu, a.target.as_str()) {
+        (Some(_), _) | (None, "cpu") => codegen::Target::host(),
+        (None, name) => codegen::Target::named(name),
+    }
+    .map_err(|e| e.to_string())?;
     std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
     let write = |name: String, bytes: &[u8]| -> Result<(), String> {
         let path = a.output.join(name);
@@ -62,6 +67,21 @@ pub fn run(a: &Args) -> Result<(), String> {
     };
     let mut kernels = vec![];
     for p in &programs {
+        if let Some(gpu) = &gpu {
+            let schedule = codegen::nvptx::default_schedule(p, gpu).map_err(|e| e.to_string())?;
+            let k = codegen::nvptx::compile_with(p, gpu, &schedule, a.dump.is_some()).map_err(|e| e.to_string())?;
+            write(format!("{}.ptx", p.name), k.ptx.as_bytes())?;
+            if a.dump.is_some() {
+                write(format!("04-{}.tile", p.name), p.to_string().as_bytes())?;
+                write(format!("04-{}.tile.json", p.name), serde_json::to_string_pretty(p).map_err(|e| e.to_string())?.as_bytes())?;
+                write(format!("05-{}.mlir", p.name), k.mlir.as_bytes())?;
+                write(format!("06-{}.ll", p.name), k.llvm.unwrap_or_default().as_bytes())?;
+            }
+            let s = &k.signature;
+            println!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), s.block, s.shared_bytes);
+            kernels.push(json!({"ptx": format!("{}.ptx", p.name), "signature": s, "target": gpu.name}));
+            continue;
+        }
         let c = codegen::compile_with(p, &target, a.dump.is_some()).map_err(|e| e.to_string())?;
         write(format!("{}.o", p.name), &c.artifact.code)?;
         if a.dump.is_some() {
