@@ -29,13 +29,19 @@ pub struct Args {
     dump: Option<String>,
 }
 
+/// What for.
+enum Target {
+    Cpu(codegen::Target),
+    Gpu(codegen::GpuTarget),
+}
+
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
     let loaded = a.source.load_any()?;
-    let gpu = a.target.starts_with("sm_").then(|| codegen::GpuTarget::named(&a.target)).transpose().map_err(|e| e.to_string())?;
-    let target = match (&gpu, a.target.as_str()) {
-        (Some(_), _) | (None, "cpu") => codegen::Target::host(),
-        (None, name) => codegen::Target::named(name),
+    let target = match a.target.as_str() {
+        gpu if gpu.starts_with("sm_") => codegen::GpuTarget::named(gpu).map(Target::Gpu),
+        "cpu" => codegen::Target::host().map(Target::Cpu),
+        cpu => codegen::Target::named(cpu).map(Target::Cpu),
     }
     .map_err(|e| e.to_string())?;
     std::fs::create_dir_all(&a.output).map_err(|e| format!("cannot make {}: {e}", a.output.display()))?;
@@ -67,35 +73,39 @@ pub fn run(a: &Args) -> Result<(), String> {
     };
     let mut kernels = vec![];
     for p in &programs {
-        if let Some(gpu) = &gpu {
-            let schedule = codegen::nvptx::default_schedule(p, gpu).map_err(|e| e.to_string())?;
-            let k = codegen::nvptx::compile_with(p, gpu, &schedule, a.dump.is_some()).map_err(|e| e.to_string())?;
-            write(format!("{}.ptx", p.name), k.ptx.as_bytes())?;
-            if a.dump.is_some() {
-                write(format!("04-{}.tile", p.name), p.to_string().as_bytes())?;
-                write(format!("04-{}.tile.json", p.name), serde_json::to_string_pretty(p).map_err(|e| e.to_string())?.as_bytes())?;
-                write(format!("05-{}.mlir", p.name), k.mlir.as_bytes())?;
-                write(format!("06-{}.ll", p.name), k.llvm.unwrap_or_default().as_bytes())?;
-            }
-            let s = &k.signature;
-            println!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), s.block, s.shared_bytes);
-            kernels.push(json!({"ptx": format!("{}.ptx", p.name), "signature": s, "target": gpu.name}));
-            continue;
-        }
-        let c = codegen::compile_with(p, &target, a.dump.is_some()).map_err(|e| e.to_string())?;
-        write(format!("{}.o", p.name), &c.artifact.code)?;
         if a.dump.is_some() {
             // The first for people, the second for `compile`, `explain` and `opt` to go on from.
             write(format!("04-{}.tile", p.name), p.to_string().as_bytes())?;
             write(format!("04-{}.tile.json", p.name), serde_json::to_string_pretty(p).map_err(|e| e.to_string())?.as_bytes())?;
-            write(format!("05-{}.mlir", p.name), c.dumps.mlir.as_bytes())?;
-            write(format!("06-{}.ll", p.name), c.dumps.llvm.unwrap_or_default().as_bytes())?;
-            write(format!("07-{}.s", p.name), c.dumps.assembly.unwrap_or_default().as_bytes())?;
         }
-        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
-        let t = c.timings;
-        println!("{}.o  {} bytes in {:.0} ms (planning and text {:.0}, MLIR {:.0}, LLVM {:.0})", p.name, c.artifact.code.len(), ms(t.emit + t.mlir + t.llvm), ms(t.emit), ms(t.mlir), ms(t.llvm));
-        kernels.push(json!({"object": format!("{}.o", p.name), "signature": c.artifact.signature, "target": c.artifact.target}));
+        let later = |mlir: &str, llvm: Option<String>| -> Result<(), String> {
+            if a.dump.is_none() {
+                return Ok(());
+            }
+            write(format!("05-{}.mlir", p.name), mlir.as_bytes())?;
+            write(format!("06-{}.ll", p.name), llvm.unwrap_or_default().as_bytes())
+        };
+        kernels.push(match &target {
+            Target::Gpu(t) => {
+                let k = codegen::nvptx::compile_default(p, t, a.dump.is_some()).map_err(|e| e.to_string())?;
+                write(format!("{}.ptx", p.name), k.ptx.as_bytes())?;
+                later(&k.mlir, k.llvm)?;
+                println!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), k.signature.block, k.signature.shared_bytes);
+                json!({"ptx": format!("{}.ptx", p.name), "signature": k.signature, "target": t.name})
+            }
+            Target::Cpu(t) => {
+                let c = codegen::compile_with(p, t, a.dump.is_some()).map_err(|e| e.to_string())?;
+                write(format!("{}.o", p.name), &c.artifact.code)?;
+                later(&c.dumps.mlir, c.dumps.llvm)?;
+                if a.dump.is_some() {
+                    write(format!("07-{}.s", p.name), c.dumps.assembly.unwrap_or_default().as_bytes())?;
+                }
+                let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+                let t = c.timings;
+                println!("{}.o  {} bytes in {:.0} ms (planning and text {:.0}, MLIR {:.0}, LLVM {:.0})", p.name, c.artifact.code.len(), ms(t.emit + t.mlir + t.llvm), ms(t.emit), ms(t.mlir), ms(t.llvm));
+                json!({"object": format!("{}.o", p.name), "signature": c.artifact.signature, "target": c.artifact.target})
+            }
+        });
     }
     let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": name, "kernels": kernels, "notes": notes});
     write("manifest.json".into(), serde_json::to_string_pretty(&manifest).map_err(|e| e.to_string())?.as_bytes())

@@ -7,10 +7,9 @@ use codegen::nvptx;
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::dim::Bindings;
 use ir::graph::Function;
-use ir::tensor::Tensor;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use pushforward::input::{Random, dims, names};
+use pushforward::input::{Random, Transform, dims, names};
 use pushforward::machine;
 use runtime::pack::{Case, Expected, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
@@ -173,8 +172,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
     let fused = machine::compile(&f, &known_sizes, plan.dtype)?;
     let (mut kernels, mut bytes) = (vec![], 0.0);
     for p in &fused.programs {
-        let schedule = nvptx::default_schedule(p, target).map_err(|e| e.to_string())?;
-        let k = nvptx::compile(p, target, &schedule).map_err(|e| e.to_string())?;
+        let k = nvptx::compile_default(p, target, false).map_err(|e| e.to_string())?;
         bytes += cost(p, &dims).map_err(|e| e.to_string())?.bytes() as f64;
         let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
         if !known.contains_key(&stem) {
@@ -203,7 +201,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
         let dtype = if ty.dtype.is_float() { plan.dtype } else { ty.dtype };
         let file = plan.flops.is_none().then(|| format!("{stem}.{}", p.name));
         if let Some(file) = &file {
-            let t = if ty.dtype.is_float() { random.tensor(ty.dtype, &shape)?.convert(dtype) } else { whole(&mut random, ty.dtype, &shape, &dims)? };
+            let t = random.draw(&f, p.var, &dims)?.convert(dtype);
             write(file, &t.to_bytes())?;
             tensors.push(t);
         }
@@ -224,22 +222,14 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
     Ok(Case { name: name.into(), dims, kernels, inputs, expected, flops: plan.flops, bytes })
 }
 
-/// Lengths and labels: below the size of the axis of keys or of the vocabulary.
-fn whole(random: &mut Random, dtype: DType, shape: &[usize], dims: &Bindings) -> Result<Tensor, String> {
-    let below = dims.get("V").or_else(|| dims.get("J")).copied().unwrap_or(2) as f64;
-    let data: Vec<f64> = (0..shape.iter().product()).map(|_| (random.uniform() * below).floor()).collect();
-    Tensor::from_f64(dtype, shape, &data).map_err(|e| e.to_string())
-}
-
 fn derived(p: &Plan) -> Result<Function, String> {
     let text = PROGRAMS.iter().find(|(n, _)| *n == p.program).map_or("", |(_, t)| t);
     let module = ir::text::parse(text).map_err(|e| format!("{e:?}"))?;
     let mut f = module.function(Some(p.function))?.clone();
-    if !p.jvp.is_empty() {
-        f = passes::ad::jvp(&f, &names(p.jvp)).map_err(|e| e.to_string())?;
-    }
-    if !p.vjp.is_empty() {
-        f = passes::ad::vjp(&f, &names(p.vjp)).map_err(|e| e.to_string())?;
+    for (wrt, transform) in [(p.jvp, Transform::Jvp as fn(_) -> _), (p.vjp, Transform::Vjp)] {
+        if !wrt.is_empty() {
+            f = transform(names(wrt)).apply(&f)?;
+        }
     }
     Ok(f)
 }

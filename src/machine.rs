@@ -63,14 +63,11 @@ pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Tar
 
 /// Results on this CPU.
 pub fn run_cpu(f: &Function, c: &Compiled, pool: &Pool, inputs: &[Tensor], dims: &Bindings) -> Result<Vec<Tensor>, String> {
-    let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().cloned()).collect();
-    let mut at = 0;
-    let mut launch = |_: &Program, d: &Bindings, x: &[Tensor]| {
-        at += 1;
-        c.kernels[at - 1].launch(pool, &x.iter().collect::<Vec<_>>(), d)
-    };
-    sequence::run(&c.fused.programs, &mut tensors, dims, &mut launch).map_err(|e| e.to_string())?;
-    f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()
+    let mut kernels = c.kernels.iter();
+    launches(f, &c.fused, inputs, dims, &mut |p, d, x| {
+        let k = kernels.next().ok_or_else(|| Error::new(format!("{}: no kernel was compiled", p.name)))?;
+        k.launch(pool, &x.iter().collect::<Vec<_>>(), d)
+    })
 }
 
 /// Results on the tile interpreter: what matrix units would give, operands of dots rounded to `dtype`.
@@ -131,8 +128,7 @@ pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> R
 fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
     let bug = |e: codegen::Error| Error::new(e.to_string());
     let target = codegen::GpuTarget::named(target).map_err(bug)?;
-    let schedule = codegen::nvptx::default_schedule(p, &target).map_err(bug)?;
-    codegen::nvptx::compile(p, &target, &schedule).map_err(bug)
+    codegen::nvptx::compile_default(p, &target, false).map_err(bug)
 }
 
 /// Shape and type of each output.
@@ -144,8 +140,13 @@ fn outputs(s: &GpuSignature, dims: &Bindings) -> Result<Vec<(Vec<usize>, DType)>
 /// Launches one block program: sizes, inputs in buffer order; outputs in buffer order.
 type Launch<'a> = &'a mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Vec<Tensor>, Error>;
 
+/// Compiles, and launches one block program after the other.
 fn each(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, launch: Launch) -> Result<Vec<Tensor>, String> {
-    let fused = compile(f, dims, dtype)?;
+    launches(f, &compile(f, dims, dtype)?, inputs, dims, launch)
+}
+
+/// The results of `f`, by launching its block programs one after the other.
+fn launches(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, launch: Launch) -> Result<Vec<Tensor>, String> {
     let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().cloned()).collect();
     sequence::run(&fused.programs, &mut tensors, dims, launch).map_err(|e| e.to_string())?;
     f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()

@@ -4,29 +4,16 @@
 #[path = "support/cases.rs"]
 mod cases;
 
-use cases::{Fields, load, root, scores_program};
+use cases::{Fields, load, on_interp, root, scores_program};
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::{Tensor, relative_error};
 use ir::types::DType;
-use passes::fuse::{Options, fuse};
 use pushforward::input::Transform;
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// The bound on the error of a machine that rounds its inputs to a type, against `reference` on the same: relative Frobenius.
 const BOUNDS: [(DType, f64); 2] = [(DType::F64, 1e-10), (DType::F32, 5e-5)];
-
-/// `g` on the tile interpreter, at small tiles.
-fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BTreeMap<Name, Tensor> {
-    let options = Options { dims: dims.clone(), compute: dtype, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, matmul: (8, 16), ..Options::default() };
-    let n = passes::simplify::normalize(g).unwrap();
-    let fused = fuse(&n, &options).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)));
-    let mut tensors: BTreeMap<Name, Tensor> = inputs.iter().map(|(n, t)| (n.as_str().into(), t.clone())).collect();
-    let mut launch = |p: &ir::tile::Program, d: &Bindings, x: &[Tensor]| ir::tile::interp::run(p, d, x);
-    ir::tile::sequence::run(&fused.programs, &mut tensors, dims, &mut launch).unwrap_or_else(|e| panic!("{e}\n{}", fused.programs.iter().map(|p| p.to_string()).collect::<String>()));
-    tensors
-}
 
 /// `g` on this CPU, at its own tile sizes.
 fn on_cpu(g: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Vec<Tensor> {

@@ -66,6 +66,14 @@ pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts:
     Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
 }
 
+/// By the default schedule, with LLVM IR if `texts`.
+///
+/// # Errors
+/// Those of [`default_schedule`] and [`compile`].
+pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<Compiled, Error> {
+    compile_with(p, target, &default_schedule(p, target)?, texts)
+}
+
 /// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.
 ///
 /// # Errors

@@ -90,7 +90,7 @@ impl Case {
 
 /// Blocks of the grid.
 pub fn blocks(c: &Compiled, dims: &Bindings) -> i64 {
-    c.signature.grid.iter().map(|g| (g.size.eval(dims).unwrap() + g.tile as i64 - 1) / g.tile as i64).product()
+    c.signature.blocks(dims).unwrap()
 }
 
 /// Compiled as the default schedule says.

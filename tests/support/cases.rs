@@ -1,6 +1,10 @@
 //! Cases of outside references: files, and the programs that they belong to.
 
+use ir::dim::{Bindings, Name};
+use ir::graph::Function;
 use ir::tensor::Tensor;
+use ir::types::DType;
+use passes::fuse::{Options, fuse};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -77,4 +81,16 @@ pub fn scores_program(p: &Value, results: &[&str]) -> String {
         body += &format!("  {name} = {value}\n");
     }
     format!("fn case({params}) -> ({}) {{\n  s = {s}\n{body}}}", ports.join(", "))
+}
+
+/// `g`, simplified and fused, on the tile interpreter, with dots as matrix units round them.
+pub fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BTreeMap<Name, Tensor> {
+    let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, matmul: (8, 16), ..Options::default() };
+    let n = passes::simplify::normalize(g).unwrap();
+    let fused = fuse(&n, &options).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)));
+    let mut tensors: BTreeMap<Name, Tensor> = inputs.iter().map(|(n, t)| (n.as_str().into(), t.clone())).collect();
+    let mut launch = |p: &ir::tile::Program, d: &Bindings, x: &[Tensor]| ir::tile::interp::run(p, d, x);
+    ir::tile::sequence::run(&fused.programs, &mut tensors, dims, &mut launch).unwrap_or_else(|e| panic!("{e}\n{}", fused.programs.iter().map(|p| p.to_string()).collect::<String>()));
+    tensors
 }

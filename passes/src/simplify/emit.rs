@@ -187,7 +187,7 @@ impl<const S: bool> Emit<'_, S> {
         let (x, y) = (self.var(p, d)?, self.var(q, d)?);
         if self.b.ty(x).axes.len() <= self.b.ty(y).axes.len() { self.b.mul(x, y) } else { self.b.mul(y, x) }
     }
-    /// `Σ_over body`: a contraction where neither factor has the axes of both.
+    /// `Σ_over body`: a contraction where neither factor has the axes of both. An axis that the body lacks is an error of the builder.
     fn sum(&mut self, over: &[Name], body: Id) -> Result<Var, Error> {
         let n = self.node(body);
         if n.op == Op::Mul {
@@ -204,19 +204,11 @@ impl<const S: bool> Emit<'_, S> {
                 let (x, y) = (self.var(p, d)?, self.var(q, d)?);
                 let (tx, ty) = (self.b.ty(x), self.b.ty(y));
                 if !tx.covers(ty) && !ty.covers(tx) {
-                    let (present, absent): (Vec<Name>, Vec<Name>) = over.iter().cloned().partition(|n| tx.has(n) || ty.has(n));
-                    let s = self.b.contract(x, y, &present)?;
-                    return self.counted(s, &absent);
+                    return self.b.contract(x, y, over);
                 }
             }
         }
         let x = self.var(body, DType::F32)?;
-        let (present, absent): (Vec<Name>, Vec<Name>) = over.iter().cloned().partition(|n| self.b.ty(x).has(n));
-        let s = if present.is_empty() { x } else { self.b.reduce_sum(x, &present)? };
-        self.counted(s, &absent)
-    }
-    /// A sum over axes that its body lacks cannot be written; the functions that terms come from have none.
-    fn counted(&mut self, s: Var, absent: &[Name]) -> Result<Var, Error> {
-        if let Some(n) = absent.first() { Err(Error::new(format!("a sum over axis `{n}`, which its body lacks"))) } else { Ok(s) }
+        self.b.reduce_sum(x, over)
     }
 }

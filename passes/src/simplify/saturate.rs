@@ -41,7 +41,7 @@ pub struct Simplified {
 pub struct Report {
     /// Why saturation ended.
     pub stop: String,
-    /// Rounds, nodes and classes.
+    /// Rounds.
     pub rounds: usize,
     /// Nodes.
     pub nodes: usize,
@@ -100,7 +100,7 @@ pub fn simplify_with(f: &Function, rules: &[Rule], equal: &[(Var, Var)]) -> Resu
     let (written, seed) = (terms.function(f), terms.function(&normal));
     let mut simplified = Simplified {
         function: normal,
-        report: Report { normal: None, ..Report::default() },
+        report: Report::default(),
         changed: vec![],
         types: terms.types.clone(),
         params: f.params.iter().map(|p| p.name.clone()).collect(),
