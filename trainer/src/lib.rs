@@ -8,8 +8,11 @@
 pub mod density;
 pub mod ema;
 pub mod method;
+pub mod network;
 pub mod phase;
+pub mod program;
 pub mod random;
+pub mod rows;
 pub mod sampler;
 pub mod scaling;
 pub mod time;
