@@ -17,4 +17,5 @@ pub mod sampler;
 pub mod scaling;
 pub mod time;
 
+pub use program::{Checkpoint, On, Program};
 pub use time::{Flow, Sigma, Trig};
