@@ -6,9 +6,11 @@
 //! S = sin τ, b = 1/(C + S).
 
 pub mod density;
+pub mod discriminator;
 pub mod ema;
 pub mod method;
 pub mod network;
+pub mod optim;
 pub mod phase;
 pub mod program;
 pub mod random;
