@@ -76,6 +76,10 @@ impl Rcm {
             (Some(_), Some(i)) => self.settings.plan.turn(i),
         }
     }
+    /// Evaluations of networks so far, with or without a derivative.
+    pub fn evaluations(&self) -> u64 {
+        self.student.model.evaluations() + self.teacher.model.evaluations() + self.fake.as_ref().map_or(0, |f| f.model.evaluations())
+    }
     /// Turns of the student's before this iteration, by which averages and rollouts count.
     fn count(&self, iteration: u64) -> u64 {
         match &self.fake {
