@@ -77,6 +77,66 @@ fn cases(model: &str) -> Vec<PathBuf> {
     all
 }
 
+/// The same function without calls.
+fn inline(f: &ir::graph::Function) -> ir::graph::Function {
+    use ir::builder::Builder;
+    use ir::graph::{Function, Var};
+    use ir::prim::Prim;
+    fn body(b: &mut Builder, f: &Function, mut map: BTreeMap<Var, Var>) -> Vec<Var> {
+        for e in &f.eqns {
+            let args: Vec<Var> = e.args.iter().map(|a| map[a]).collect();
+            let out = match &e.op {
+                Prim::Call(c) => {
+                    let inner = c.function.params.iter().map(|p| p.var).zip(args).collect();
+                    body(b, &c.function, inner)[c.result]
+                }
+                op => b.push(op.clone(), &args).unwrap(),
+            };
+            map.insert(e.out, out);
+        }
+        f.results.iter().map(|r| map[&r.var]).collect()
+    }
+    let mut b = Builder::new(f.name.clone());
+    let map = f.params.iter().map(|p| (p.var, b.param(p.name.clone(), f.ty(p.var).clone()))).collect();
+    let out = body(&mut b, f, map);
+    for (r, v) in f.results.iter().zip(out) {
+        b.result(r.name.clone(), v);
+    }
+    b.finish()
+}
+
+#[test]
+fn tangents_and_gradients() {
+    for model in ["wan_a", "cosmos_t2i", "cosmos_v2w"] {
+        let (config, weights) = open(model, &format!("{model}/config.json"));
+        for path in cases(model) {
+            let (fields, fps) = case(&path);
+            let what = |s: &str| format!("{} {s}", path.display());
+            let n = Network::build(&config, &variant(&fields, fps, None), Precision::F64).unwrap();
+            let f = inline(&n.function);
+            let mut args = arguments(&n, &weights, &fields);
+            let names = |list: &[&str]| list.iter().map(|s| (*s).into()).collect::<Vec<ir::dim::Name>>();
+            let [x, t, c] = ["hidden_states", "timestep", "encoder_hidden_states"];
+            for (wrt, want) in [(&[x, t][..], "jvp_xt"), (&[x], "jvp_x"), (&[t], "jvp_t"), (&[c], "jvp_ctx")] {
+                let g = passes::ad::jvp(&f, &names(wrt)).unwrap();
+                args.extend(wrt.iter().map(|w| (format!("{w}.t"), fields[&format!("tangent.{w}")].convert(DType::F64))));
+                close(&evaluate(&g, &args)["out.t"], &fields[want], &what(want));
+            }
+            args.insert("out.ct".into(), fields["cot.out"].convert(DType::F64));
+            let grads = path.with_extension("").to_str().unwrap().to_string() + ".param_grads.safetensors";
+            let params = if Path::new(&grads).exists() { case(Path::new(&grads)).0 } else { Fields::new() };
+            let mut wrt = vec![x.to_string(), t.into(), c.into()];
+            wrt.extend(params.keys().cloned());
+            let g = passes::ad::vjp(&f, &names(&wrt.iter().map(|s| s.as_str()).collect::<Vec<_>>())).unwrap();
+            let got = evaluate(&g, &args);
+            for w in &wrt {
+                let want = params.get(w).unwrap_or_else(|| &fields[&format!("grad.{w}")]);
+                close(&got[&format!("{w}.ct")], want, &what(w));
+            }
+        }
+    }
+}
+
 #[test]
 fn outputs() {
     for model in ["wan_a", "cosmos_t2i", "cosmos_v2w"] {
