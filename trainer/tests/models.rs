@@ -179,3 +179,27 @@ fn the_image_network_is_a_function_of_its_arguments() {
     assert_eq!(a[..64], b[..64]);
     assert!(a[64..].iter().zip(&b[64..]).any(|(x, y)| (x - y).abs() > 1e-6));
 }
+
+#[test]
+fn cpu() {
+    use trainer::program::{On, Options, Program};
+    for model in ["wan_a", "cosmos_t2i", "cosmos_v2w"] {
+        let (config, weights) = open(model, &format!("{model}/config.json"));
+        for path in cases(model) {
+            let (fields, fps) = case(&path);
+            let n = Network::build(&config, &variant(&fields, fps, None), Precision::F32).unwrap();
+            let f = inline(&n.function);
+            let args = arguments(&n, &weights, &fields);
+            let dims = f.bind(&|n| args.get(n).map(|t| t.shape().to_vec()), &Bindings::new()).unwrap();
+            let start = std::time::Instant::now();
+            let p = Program::new(&f, &[], &dims, &Options { on: On::Cpu, dtype: DType::F32, ..Options::default() });
+            let p = match p { Ok(p) => p, Err(e) => { println!("{}: {e}", path.display()); continue } };
+            println!("{} s, {} kernels", start.elapsed().as_secs_f64(), p.kernels());
+            let given: Vec<(&str, &Tensor)> = args.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            match p.run(&given) {
+                Ok(out) => println!("{} {:.1e}", path.display(), relative_error(&out["out"].convert(DType::F64), &fields["out"])),
+                Err(e) => println!("{}: run: {e}", path.display()),
+            }
+        }
+    }
+}
