@@ -180,26 +180,27 @@ fn the_image_network_is_a_function_of_its_arguments() {
     assert!(a[64..].iter().zip(&b[64..]).any(|(x, y)| (x - y).abs() > 1e-6));
 }
 
+/// Where the time of preparing each function of a network goes.
 #[test]
-fn cpu() {
-    use trainer::program::{On, Options, Program};
-    for model in ["wan_a", "cosmos_t2i", "cosmos_v2w"] {
-        let (config, weights) = open(model, &format!("{model}/config.json"));
-        for path in cases(model) {
-            let (fields, fps) = case(&path);
-            let n = Network::build(&config, &variant(&fields, fps, None), Precision::F32).unwrap();
-            let f = inline(&n.function);
-            let args = arguments(&n, &weights, &fields);
-            let dims = f.bind(&|n| args.get(n).map(|t| t.shape().to_vec()), &Bindings::new()).unwrap();
-            let start = std::time::Instant::now();
-            let p = Program::new(&f, &[], &dims, &Options { on: On::Cpu, dtype: DType::F32, ..Options::default() });
-            let p = match p { Ok(p) => p, Err(e) => { println!("{}: {e}", path.display()); continue } };
-            println!("{} s, {} kernels", start.elapsed().as_secs_f64(), p.kernels());
-            let given: Vec<(&str, &Tensor)> = args.iter().map(|(n, t)| (n.as_str(), t)).collect();
-            match p.run(&given) {
-                Ok(out) => println!("{} {:.1e}", path.display(), relative_error(&out["out"].convert(DType::F64), &fields["out"])),
-                Err(e) => println!("{}: run: {e}", path.display()),
-            }
+fn probe() {
+    let m = std::env::var("MODEL").unwrap_or_else(|_| "wan_a".into());
+    let (config, weights) = open(&m, &format!("{m}/config.json"));
+    let (fields, fps) = case(&cases(&m)[2]);
+    let n = Network::build(&config, &variant(&fields, fps, None), Precision::F32).unwrap();
+    let args = arguments(&n, &weights, &fields);
+    let dims = n.function.bind(&|n| args.get(n).map(|t| t.shape().to_vec()), &Bindings::new()).unwrap();
+    for c in n.function.callees() {
+        let start = std::time::Instant::now();
+        let lap = |s: &str| println!("{} {s} {:.2}", c.name, start.elapsed().as_secs_f64());
+        let simple = match passes::simplify::simplify(&c) { Ok(s) => s.function, Err(e) => { println!("{} simplify: {e}", c.name); continue } };
+        lap("simplified");
+        let fused = match passes::fuse::fuse(&simple, &passes::fuse::Options::stored(&dims, DType::F32)) { Ok(s) => s, Err(e) => { println!("{} fuse: {e}", c.name); continue } };
+        lap("fused");
+        println!("{} programs", fused.programs.len());
+        let target = codegen::Target::host().unwrap();
+        for p in &fused.programs {
+            match codegen::compile(p, &target) { Ok(_) => lap(&format!("compiled {}", p.name)), Err(e) => println!("{}: {e}", p.name) }
         }
+        for n in &fused.notes { println!("   {n}"); }
     }
 }
