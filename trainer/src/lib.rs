@@ -9,6 +9,7 @@ pub mod density;
 pub mod discriminator;
 pub mod ema;
 pub mod method;
+pub mod net;
 pub mod network;
 pub mod optim;
 pub mod phase;

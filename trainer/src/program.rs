@@ -11,7 +11,7 @@ use ir::graph::Function;
 use ir::reference::evaluate;
 use ir::tensor::Tensor;
 use ir::types::{DType, Type};
-use passes::ad::Transform;
+pub use passes::ad::{Checkpoint, Transform};
 use std::collections::BTreeMap;
 
 /// The machine.
@@ -22,16 +22,6 @@ pub enum On {
     /// Compiled for this CPU.
     #[default]
     Cpu,
-}
-
-/// What reverse mode keeps of a call between forward and backward.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Checkpoint {
-    /// Residuals, so that nothing but what is larger than any parameter or result is computed twice.
-    #[default]
-    Residuals,
-    /// The operands only: the backward of a call computes its forward again.
-    Operands,
 }
 
 /// How a program is compiled and run.
@@ -88,7 +78,7 @@ impl Program {
     pub fn new(f: &Function, transforms: &[Transform], dims: &Bindings, options: &Options) -> Result<Program, String> {
         let mut f = f.clone();
         for t in transforms {
-            f = t.apply(&f)?;
+            f = t.apply_with(&f, options.checkpoint)?;
         }
         let field = |p: &ir::graph::Port| {
             let ty = f.ty(p.var).clone();
