@@ -5,8 +5,11 @@
 //! Letters, as in the papers: τ is TrigFlow time in `[0, π/2]`, u is rectified-flow time in `[0, 1]`, σ is noise over signal; C = cos τ,
 //! S = sin τ, b = 1/(C + S).
 
+pub mod checkpoint;
+pub mod data;
 pub mod density;
 pub mod ema;
+pub mod files;
 pub mod phase;
 pub mod sampler;
 pub mod scaling;
