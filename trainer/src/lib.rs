@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod density;
 pub mod ema;
+pub mod evaluate;
 pub mod files;
 pub mod metrics;
 pub mod phase;
