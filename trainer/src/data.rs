@@ -6,6 +6,7 @@
 
 pub mod clips;
 pub mod digits;
+pub mod feed;
 pub mod file;
 
 use ir::tensor::{Tensor, TensorData};

@@ -235,3 +235,142 @@ impl Pace {
         if self.0.len() > 1 && now > first { (self.0.len() - 1) as f64 / (now - first) } else if now > 0.0 { 1.0 / now } else { 0.0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::Weights;
+    use ir::diagnostic::Error;
+    use ir::tensor::Tensor;
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    /// Learns something that depends on everything that a step may depend on.
+    struct Toy {
+        w: Vec<f64>,
+    }
+    impl Toy {
+        fn tensor(&self) -> Tensor {
+            Tensor::from_vec(&[self.w.len()], self.w.clone()).unwrap()
+        }
+    }
+    impl Method for Toy {
+        fn name(&self) -> &'static str {
+            "toy"
+        }
+        fn step(&mut self, iteration: u64, batch: &Batch, random: &Random) -> Result<Metrics, Error> {
+            let (x, s) = (batch.x0.to_f64(), random.stream(iteration, "noise"));
+            self.w.iter_mut().enumerate().for_each(|(i, w)| *w = (*w * 1.7 + x[i % x.len()] + s.normal(i as u64)).sin());
+            if self.w[0].is_nan() {
+                return Err(Error::new("a NaN in the weights"));
+            }
+            Ok(Metrics::default().with("loss", self.w[0]).with("skipped", f64::from(u8::from(iteration == 3))))
+        }
+        fn weights(&self) -> Weights {
+            [("w".into(), self.tensor())].into()
+        }
+        fn average(&self) -> Weights {
+            self.weights()
+        }
+        fn state(&self) -> BTreeMap<String, Tensor> {
+            [("w".to_string(), self.tensor())].into()
+        }
+        fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+            self.w = state["w"].to_f64();
+            Ok(())
+        }
+        fn launches(&self) -> u64 {
+            1
+        }
+    }
+
+    struct Two;
+    impl Task for Two {
+        fn stages(&self) -> Vec<Stage> {
+            let stage = |name: &str, iterations| Stage { name: name.into(), iterations, batch: 2 };
+            vec![stage("first", 7), stage("second", 6)]
+        }
+        fn method(&self, stage: usize, before: Option<&dyn Method>) -> Result<Box<dyn Method>, String> {
+            let w = before.map_or_else(|| vec![stage as f64; 3], |m| m.average()["w"].to_f64().iter().map(|x| x + 0.5).collect());
+            Ok(Box::new(Toy { w }))
+        }
+        fn batch(&self, _: usize, iteration: u64, random: &Random) -> Result<Batch, String> {
+            Ok(Batch { x0: Tensor::from_vec(&[2], random.stream(iteration, "batch").normals(2)).unwrap(), condition: BTreeMap::new(), empty: BTreeMap::new() })
+        }
+        fn pictures(&self, _: usize, _: &dyn Method) -> Result<Vec<(String, Picture)>, String> {
+            Ok(vec![("samples".into(), Picture::plain(3, 3, 7))])
+        }
+        fn keep(&self, _: usize, _: &dyn Method) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    /// Stops when so many steps were seen, and remembers notes.
+    struct After(Cell<u64>, Vec<String>);
+    impl Watch for After {
+        fn step(&mut self, p: &Progress) {
+            assert!(p.rate >= 0.0 && p.left >= 0.0 && p.iteration.1 == 13);
+            self.0.set(self.0.get().saturating_sub(1));
+        }
+        fn note(&mut self, text: &str) {
+            self.1.push(text.into());
+        }
+        fn stop(&self) -> bool {
+            self.0.get() == 0
+        }
+    }
+
+    fn settings(folder: &Path, resume: bool) -> Settings {
+        Settings { folder: folder.into(), seed: 5, checkpoint_every: 4, keep: 2, picture_every: 5, resume, configuration: "c".into() }
+    }
+    /// The lines of metrics, without what the clock says.
+    fn lines(folder: &Path) -> Vec<(u64, Figures)> {
+        let mut all = crate::metrics::read(&folder.join("metrics.jsonl")).unwrap();
+        all.iter_mut().for_each(|l| l.1.retain(|k, _| !k.ends_with("per_second")));
+        all
+    }
+
+    #[test]
+    fn a_training_that_was_stopped_anywhere_ends_the_same() {
+        let whole = tempfile::tempdir().unwrap();
+        let (outcome, method) = train(&Two, &settings(whole.path(), false), &mut After(Cell::new(99), vec![])).unwrap();
+        assert_eq!((outcome.iteration, outcome.finished, outcome.launches), (13, true, 2));
+        assert!(whole.path().join("pictures/0000000010-samples.png").exists());
+        for stop in 0..13 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut watch = After(Cell::new(stop), vec![]);
+            let (o, _) = train(&Two, &settings(dir.path(), false), &mut watch).unwrap();
+            assert_eq!((o.iteration, o.finished), (stop, false));
+            assert!(watch.1[0].contains(&format!("stopped at iteration {stop} of 13")));
+            let (o, m) = train(&Two, &settings(dir.path(), true), &mut After(Cell::new(99), vec![])).unwrap();
+            assert!(o.finished);
+            assert_eq!(m.state(), method.state(), "stopped at {stop}");
+            assert_eq!(lines(dir.path()), lines(whole.path()));
+        }
+    }
+
+    #[test]
+    fn a_training_goes_on_from_the_checkpoint_before_a_damaged_one() {
+        let (whole, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (_, method) = train(&Two, &settings(whole.path(), false), &mut After(Cell::new(99), vec![])).unwrap();
+        train(&Two, &settings(dir.path(), false), &mut After(Cell::new(11), vec![])).unwrap();
+        std::fs::write(dir.path().join("checkpoints/0000000011/state.safetensors"), "x").unwrap();
+        let mut watch = After(Cell::new(99), vec![]);
+        let (_, m) = train(&Two, &settings(dir.path(), true), &mut watch).unwrap();
+        assert!(watch.1[0].contains("0000000011 is damaged (state.safetensors: its checksum is wrong)") && watch.1[1] == "goes on from iteration 8", "{:?}", watch.1);
+        assert_eq!((m.state(), lines(dir.path())), (method.state(), lines(whole.path())));
+        std::fs::read_dir(dir.path().join("checkpoints")).unwrap().for_each(|e| std::fs::remove_file(e.unwrap().path().join("state.json")).unwrap());
+        assert!(train(&Two, &settings(dir.path(), true), &mut watch).err().unwrap().ends_with("is whole"));
+    }
+
+    #[test]
+    fn nothing_is_overwritten_and_nothing_mixed() {
+        let dir = tempfile::tempdir().unwrap();
+        train(&Two, &settings(dir.path(), false), &mut After(Cell::new(5), vec![])).unwrap();
+        let again = train(&Two, &settings(dir.path(), false), &mut After(Cell::new(5), vec![])).err().unwrap();
+        assert!(again.contains("holds a training at iteration 5: --resume goes on with it"), "{again}");
+        let other = train(&Two, &Settings { configuration: "d".into(), ..settings(dir.path(), true) }, &mut After(Cell::new(5), vec![])).err().unwrap();
+        assert!(other.contains("is of another configuration"), "{other}");
+    }
+}
