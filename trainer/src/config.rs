@@ -109,3 +109,269 @@ section! {
         classifier_iterations: u64 = 1500, "1 to 1000000", |x| (1..=1_000_000).contains(x);
     }
 }
+
+section! {
+    /// One stage of a training: a method and its numbers. Stages follow each other; each begins with the averaged weights of the one before. A key that the method does not read is
+    /// refused.
+    Stage = "stage" {
+        /// `flow` (teaching), `scm`, `dcm`, `dmd`, `dmd2`, `rcm`, `meanflow` (distilling).
+        method: String = "rcm".into(), "flow, scm, dcm, dmd, dmd2, rcm or meanflow", |x| METHODS.contains(&x.as_str());
+        /// Iterations of the stage, those of the fake score's turns included.
+        iterations: u64 = 200, "1 to 100000000", |x| (1..=100_000_000).contains(x);
+        /// Samples in a batch.
+        batch: u64 = 128, "1 to 65536", |x| (1..=65_536).contains(x);
+        /// Learning rate of the network that is trained, after its warm-up.
+        rate: f64 = 1e-3, "above 0 and at most 1", |x| *x > 0.0 && *x <= 1.0;
+        /// How the rate goes on: `constant`, `linear` or `cosine` down to `final_rate`.
+        schedule: String = "linear".into(), "constant, linear or cosine", |x| ["constant", "linear", "cosine"].contains(&x.as_str());
+        /// Iterations over which the rate rises from near 0.
+        rate_warm_up: u64 = 0, "", |_x| true;
+        /// Where the rate ends, as a part of `rate`.
+        final_rate: f64 = 0.02, "0 to 1", |x| (0.0..=1.0).contains(x);
+        /// β₁ of AdamW; 0 keeps no first moment.
+        beta1: f64 = 0.0, "0 or more and below 1", |x| (0.0..1.0).contains(x);
+        /// β₂ of AdamW.
+        beta2: f64 = 0.999, "0 or more and below 1", |x| (0.0..1.0).contains(x);
+        /// Weight decay of AdamW, decoupled.
+        weight_decay: f64 = 0.01, "0 or more", |x| *x >= 0.0;
+        /// Relative width of the power-function average of the weights, which is what is sampled from and kept.
+        average_width: f64 = 0.1, "above 0 and at most 0.2886", |x| *x > 0.0 && *x <= 0.2886;
+    }
+}
+
+/// Methods of stages.
+pub const METHODS: [&str; 7] = ["flow", "scm", "dcm", "dmd", "dmd2", "rcm", "meanflow"];
+
+/// Keys of stages that only some methods read.
+const READ_BY: [(&str, &[&str]); 0] = [];
+
+/// What a command wants to do with a configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Train from data.
+    Teach,
+    /// Train from a teacher.
+    Distill,
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq, Default)]
+#[allow(missing_docs)] // the sections say it
+pub struct Config {
+    pub run: Run,
+    pub data: Data,
+    pub network: Network,
+    pub stages: Vec<Stage>,
+    pub sampling: Sampling,
+    pub evaluation: Evaluation,
+    /// The folder of the file, to which its paths are relative.
+    pub folder: PathBuf,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its place and a hint.
+    pub fn load(path: &Path) -> Result<Config, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        let mut c = Config::parse(&path.display().to_string(), &text)?;
+        c.folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        Ok(c)
+    }
+    /// Reads a text; `file` is for messages.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its place and a hint.
+    pub fn parse(file: &str, text: &str) -> Result<Config, String> {
+        let mut errors = vec![];
+        let c = match DeTable::parse(text) {
+            Err(e) => {
+                let at = e.span().map_or(Span::default(), span);
+                errors.push(Error::new(format!("this is no TOML: {}", e.message().lines().collect::<Vec<_>>().join(", "))).at(at));
+                Config::default()
+            }
+            Ok(t) => Config::from_table(t.get_ref(), &mut errors),
+        };
+        if errors.is_empty() { Ok(c) } else { Err(render(&errors, file, text)) }
+    }
+    fn from_table(t: &DeTable, errors: &mut Vec<Error>) -> Config {
+        let mut c = Config::default();
+        for (key, value) in t {
+            let name: &str = key.get_ref();
+            if name == Stage::NAME {
+                c.read_stages(value.get_ref(), span(value.span()), errors);
+                continue;
+            }
+            match table(name, value) {
+                _ if !SECTIONS.contains(&name) => {
+                    let hint = nearest(name, SECTIONS.into_iter()).map_or_else(|| format!("there are {}", SECTIONS.join(", ")), |n| format!("did you mean `{n}`?"));
+                    errors.push(Error::new(format!("no section `{name}`")).at(span(key.span())).hint(hint));
+                }
+                Err(e) => errors.push(e),
+                Ok(t) => drop(match name {
+                    Run::NAME => read(&mut c.run, t, errors),
+                    Data::NAME => read(&mut c.data, t, errors),
+                    Network::NAME => read(&mut c.network, t, errors),
+                    Sampling::NAME => read(&mut c.sampling, t, errors),
+                    _ => read(&mut c.evaluation, t, errors),
+                }),
+            }
+        }
+        let (steps, times) = (c.sampling.steps.iter().max().copied().unwrap_or(1), c.sampling.times.len() as u64 + 1);
+        if steps > times && errors.is_empty() {
+            errors.push(Error::new(format!("[sampling] has {steps} steps, but `times` has {} in the middle, enough for {times}", times - 1)).hint("name more times, or fewer steps"));
+        }
+        c
+    }
+    fn read_stages(&mut self, v: &DeValue, at: Span, errors: &mut Vec<Error>) {
+        let Some(list) = v.as_array() else {
+            errors.push(Error::new("stages are a list of tables").at(at).hint("write `[[stage]]`, with two brackets"));
+            return;
+        };
+        for v in list {
+            let mut stage = Stage::default();
+            match table(Stage::NAME, v) {
+                Err(e) => errors.push(e),
+                Ok(t) => {
+                    for (key, place) in read(&mut stage, t, errors) {
+                        if let Some((_, by)) = READ_BY.iter().find(|(k, _)| *k == key).filter(|(_, by)| !by.contains(&stage.method.as_str())) {
+                            errors.push(Error::new(format!("the method `{}` does not read `{key}`", stage.method)).at(place).hint(format!("it belongs to {}", by.join(", "))));
+                        }
+                    }
+                    if !t.keys().any(|k| k.get_ref() == "method") {
+                        errors.push(Error::new("this stage names no `method`").at(span(v.span())).hint(format!("there are {}", METHODS.join(", "))));
+                    }
+                }
+            }
+            self.stages.push(stage);
+        }
+    }
+    /// Whether the configuration can do what is asked.
+    ///
+    /// # Errors
+    /// What is missing, and where to write it.
+    pub fn check(&self, purpose: Purpose) -> Result<(), String> {
+        if self.stages.is_empty() {
+            return Err("the configuration has no stage: write `[[stage]]` with a `method`".into());
+        }
+        for s in &self.stages {
+            match (purpose, s.method == "flow") {
+                (Purpose::Teach, false) => return Err(format!("`teach` trains from data by the method `flow`, not by `{}`: use `distill`", s.method)),
+                (Purpose::Distill, true) => return Err("`distill` trains from a teacher, and the method `flow` has none: use `teach`".into()),
+                _ => {}
+            }
+        }
+        if purpose == Purpose::Distill && self.network.teacher.is_empty() {
+            return Err("`distill` needs a teacher: write `teacher = \"FOLDER\"` in [network]".into());
+        }
+        if matches!(self.data.kind.as_str(), "images" | "latents") && self.data.path.is_empty() {
+            return Err(format!("data of kind `{}` need a `path` in [data]", self.data.kind));
+        }
+        Ok(())
+    }
+    /// A path of the configuration, relative to its file.
+    pub fn path(&self, p: &str) -> PathBuf {
+        self.folder.join(p)
+    }
+    /// That part on which a training's numbers depend: data, network, stages and the seed. Checkpoints carry its checksum.
+    pub fn numbers(&self) -> String {
+        format!("seed {}\n{:?}\n{:?}\n{:?}", self.run.seed, self.data, self.network, self.stages)
+    }
+    /// A commented configuration: every key with its meaning, bounds and default. It parses to the defaults, with the stages given.
+    pub fn print(about: &str, stages: &[(&str, &[(&str, &str)])]) -> String {
+        let mut out = comment(about, 120) + "\n";
+        out += &section_text::<Run>(&[]);
+        out += &section_text::<Data>(&[]);
+        out += &section_text::<Network>(&[]);
+        for (i, (method, set)) in stages.iter().enumerate() {
+            let mut all: Vec<(&str, String)> = vec![("method", format!("\"{method}\""))];
+            all.extend(set.iter().map(|(k, v)| (*k, v.to_string())));
+            // Explained once.
+            out += &if i == 0 { stage_text(method, &all) } else { format!("[[stage]]\n{}\n", all.iter().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>()) };
+        }
+        out += &section_text::<Sampling>(&[]);
+        out + &section_text::<Evaluation>(&[])
+    }
+}
+
+/// Sections that stand once.
+const SECTIONS: [&str; 5] = [Run::NAME, Data::NAME, Network::NAME, Sampling::NAME, Evaluation::NAME];
+
+fn key_text(k: &Key, value: Option<&str>) -> String {
+    let bounds = if k.bounds.is_empty() { String::new() } else { format!(" ({})", k.bounds) };
+    format!("{}{} = {}\n", comment(&format!("{}{bounds}", k.meaning.trim()), 120), k.name, value.unwrap_or(&k.default))
+}
+
+fn section_text<S: Section>(set: &[(&str, String)]) -> String {
+    let keys = S::keys();
+    let of = |k: &Key| set.iter().find(|(n, _)| *n == k.name).map(|(_, v)| v.as_str());
+    format!("{}[{}]\n{}\n", comment(S::ABOUT, 120), S::NAME, keys.iter().map(|k| key_text(k, of(k))).collect::<String>())
+}
+
+fn stage_text(method: &str, set: &[(&str, String)]) -> String {
+    let read = |k: &Key| READ_BY.iter().find(|(n, _)| *n == k.name).is_none_or(|(_, by)| by.contains(&method));
+    let of = |k: &Key| set.iter().find(|(n, _)| *n == k.name).map(|(_, v)| v.as_str());
+    let keys: String = Stage::keys().iter().filter(|k| read(k)).map(|k| key_text(k, of(k))).collect();
+    format!("{}[[stage]]\n{keys}\n", comment(Stage::ABOUT, 120))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::parse("a.toml", text).unwrap_err()
+    }
+
+    #[test]
+    fn defaults_are_printed_and_read_back() {
+        let text = Config::print("An example.", &[("scm", &[("iterations", "100")]), ("rcm", &[])]);
+        let c = Config::parse("printed", &text).unwrap();
+        let stage = |method: &str, iterations| Stage { method: method.into(), iterations, ..Stage::default() };
+        assert_eq!(c, Config { stages: vec![stage("scm", 100), stage("rcm", 200)], ..Config::default() });
+        // Every key has its line of explanation.
+        assert!(text.lines().filter(|l| l.contains(" = ")).count() > 40);
+        assert!(text.contains("# Seed of every random number of the training.\nseed = 0\n"), "{text}");
+    }
+
+    #[test]
+    fn mistakes_are_answered_with_place_and_hint() {
+        assert_eq!(
+            refused("[run]\nseed = 1\ncheckpoint_evry = 5\n"),
+            "error: no key `checkpoint_evry` in [run]\n  --> a.toml:3:1\n   | checkpoint_evry = 5\n   | ^^^^^^^^^^^^^^^\n  hint: did you mean `checkpoint_every`?\n"
+        );
+        assert_eq!(refused("[dat]\n"), "error: no section `dat`\n  --> a.toml:1:2\n   | [dat]\n   |  ^^^\n  hint: did you mean `data`?\n");
+        assert!(refused("[run]\nseed = -1\n").starts_with("error: `seed` in [run] must be a whole number\n  --> a.toml:2:8\n"));
+        assert!(refused("[run]\nkeep = 0\n").starts_with("error: `keep` in [run] must be 1 to 1000\n  --> a.toml:2:8\n"));
+        assert!(refused("[data]\nkind = \"mnist\"\n").contains("must be digits, clips, images or latents"));
+        assert!(refused("[run\n").starts_with("error: this is no TOML: "));
+        assert!(refused("stage = 3\n").contains("hint: write `[[stage]]`, with two brackets"));
+        assert!(refused("[[stage]]\nbatch = 4\n").contains("this stage names no `method`"));
+        assert!(refused("[sampling]\nsteps = [1, 8]\n").contains("8 steps, but `times` has 3 in the middle, enough for 4"));
+        assert!(refused("[run]\nnothing_like_it = 1\n").contains("hint: the keys of [run] are folder, seed, "));
+        // All at once.
+        assert_eq!(refused("[run]\nsed = 1\nkep = 2\n").matches("error: ").count(), 2);
+    }
+
+    #[test]
+    fn purposes_differ() {
+        let c = |t: &str| Config::parse("a", t).unwrap();
+        assert!(c("").check(Purpose::Teach).unwrap_err().contains("no stage"));
+        assert!(c("[[stage]]\nmethod = \"scm\"\n").check(Purpose::Teach).unwrap_err().contains("use `distill`"));
+        assert!(c("[[stage]]\nmethod = \"flow\"\n").check(Purpose::Distill).unwrap_err().contains("use `teach`"));
+        assert!(c("[[stage]]\nmethod = \"scm\"\n").check(Purpose::Distill).unwrap_err().contains("needs a teacher"));
+        assert!(c("[[stage]]\nmethod = \"flow\"\n").check(Purpose::Teach).is_ok());
+    }
+
+    #[test]
+    fn only_numbers_belong_to_the_checksum() {
+        let c = Config::parse("a", "[[stage]]\nmethod = \"scm\"\n").unwrap();
+        let mut d = c.clone();
+        d.run.checkpoint_every += 1;
+        d.run.folder = "elsewhere".into();
+        assert_eq!(c.numbers(), d.numbers());
+        d.stages[0].rate *= 2.0;
+        assert_ne!(c.numbers(), d.numbers());
+    }
+}
