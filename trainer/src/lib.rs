@@ -6,21 +6,23 @@
 //! S = sin τ, b = 1/(C + S).
 
 pub mod checkpoint;
-
+pub mod config;
 pub mod data;
 pub mod density;
 pub mod ema;
 pub mod evaluate;
 pub mod files;
+pub mod method;
 pub mod metrics;
 pub mod phase;
 pub mod picture;
 pub mod plot;
-pub mod method;
+pub mod program;
 pub mod random;
 pub mod sampler;
 pub mod scaling;
 pub mod time;
 pub mod train;
 
+pub use program::{Checkpoint, On, Program};
 pub use time::{Flow, Sigma, Trig};
