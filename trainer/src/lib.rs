@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod files;
 pub mod method;
 pub mod metrics;
+pub mod net;
 pub mod network;
 pub mod phase;
 pub mod picture;

@@ -11,7 +11,7 @@
 //! network sees `time_scale·u`.
 
 use crate::method::Weights;
-use crate::program::{Options, Program, Transform};
+use crate::program::{Options, Program};
 use crate::rows::Rows;
 use ir::builder::Builder;
 use ir::diagnostic::Error;
@@ -19,6 +19,7 @@ use ir::dim::{Bindings, Name};
 use ir::graph::{Function, Port};
 use ir::tensor::Tensor;
 use ir::types::DType;
+use passes::ad::Transform;
 use std::collections::BTreeMap;
 
 /// A function and what its parameters are for.
