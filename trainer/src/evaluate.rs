@@ -1,6 +1,7 @@
 //! How good samples are, beside the real ones: quality, closeness of distributions, diversity. Each measure is a file with its equation and source; none knows a
 //! network. Points are classifier features or pixels; sums are f64 and in a fixed order.
 
+pub mod classifier;
 pub mod frechet;
 pub mod neighbours;
 pub mod spread;
