@@ -16,6 +16,7 @@ pub mod method;
 pub mod metrics;
 pub mod net;
 pub mod network;
+pub mod optim;
 pub mod phase;
 pub mod picture;
 pub mod plot;

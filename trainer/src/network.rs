@@ -136,13 +136,15 @@ enum Kind {
 }
 
 /// A network with weights, and its programs, each made when it is first needed and for a batch size.
-pub struct Field {
+pub struct Model {
     network: Network,
     options: Options,
     weights: Weights,
     /// Goes up with the weights: what programs have of them.
     version: u64,
     programs: BTreeMap<(Kind, usize), (Program, u64)>,
+    evaluations: u64,
+    launches: u64,
 }
 
 /// What a gradient program says.
@@ -153,13 +155,13 @@ pub struct Gradient {
     pub loss: Vec<f64>,
 }
 
-impl Field {
+impl Model {
     /// A network with its weights.
     ///
     /// # Errors
     /// A weight that is missing, unknown, or of another shape.
-    pub fn new(network: Network, weights: &Weights, options: &Options) -> Result<Field, Error> {
-        let mut f = Field { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new() };
+    pub fn new(network: Network, weights: &Weights, options: &Options) -> Result<Model, Error> {
+        let mut f = Model { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0 };
         f.set_weights(weights)?;
         Ok(f)
     }
@@ -198,9 +200,13 @@ impl Field {
         self.version += 1;
         Ok(())
     }
-    /// Launches of its programs so far.
+    /// Kernel launches of its programs so far; none on the reference evaluator.
     pub fn launches(&self) -> u64 {
-        self.programs.values().map(|(p, _)| p.launches() as u64).sum()
+        self.launches
+    }
+    /// Runs of its programs so far: evaluations of the network, with or without a derivative.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations
     }
     /// The program of a kind for a batch size, with the weights as they are now.
     fn program(&mut self, kind: Kind, batch: usize) -> Result<&mut Program, Error> {
@@ -266,7 +272,11 @@ impl Field {
     fn run(&mut self, kind: Kind, batch: usize, inputs: &[(String, Tensor)]) -> Result<BTreeMap<Name, Tensor>, Error> {
         let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let name = self.network.function.name.clone();
-        self.program(kind, batch)?.run(&list).map_err(|e| Error::new(format!("network `{name}`: {e}")))
+        let p = self.program(kind, batch)?;
+        let out = p.run(&list).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
+        let launches = p.launches() as u64;
+        (self.launches, self.evaluations) = (self.launches + launches, self.evaluations + 1);
+        Ok(out)
     }
     /// A result as samples of the point's shape.
     fn samples(&self, results: &BTreeMap<Name, Tensor>, name: &str, like: &Rows) -> Result<Rows, Error> {
@@ -290,7 +300,7 @@ impl Field {
     /// The velocity at a point and its tangent along a direction, whose times are per unit of u.
     ///
     /// # Errors
-    /// As [`Field::velocity`].
+    /// As [`Model::velocity`].
     pub fn tangent(&mut self, at: &Point, along: &Point, condition: &BTreeMap<Name, Tensor>) -> Result<(Rows, Rows), Error> {
         let mut inputs = self.inputs(at, "")?;
         inputs.extend(self.inputs(along, ".t")?);
@@ -302,7 +312,7 @@ impl Field {
     /// The gradient of the weights for a cotangent of the velocity.
     ///
     /// # Errors
-    /// As [`Field::velocity`].
+    /// As [`Model::velocity`].
     pub fn pullback(&mut self, at: &Point, condition: &BTreeMap<Name, Tensor>, cotangent: &Rows) -> Result<Gradient, Error> {
         let mut inputs = self.inputs(at, "")?;
         inputs.extend(self.condition(condition)?);
@@ -313,7 +323,7 @@ impl Field {
     /// `‖v − target‖²` of each sample, and the gradient of their sum with `weights`.
     ///
     /// # Errors
-    /// As [`Field::velocity`].
+    /// As [`Model::velocity`].
     pub fn regression(&mut self, at: &Point, condition: &BTreeMap<Name, Tensor>, target: &Rows, weights: &[f64]) -> Result<Gradient, Error> {
         let mut inputs = self.inputs(at, "")?;
         inputs.extend(self.condition(condition)?);

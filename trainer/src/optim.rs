@@ -165,6 +165,7 @@ pub struct Optimizer {
     /// `w`, `second`, `first` where β₁ is not 0, `average` where one is kept.
     state: BTreeMap<&'static str, Tensor>,
     steps: u64,
+    launches: u64,
 }
 
 impl Optimizer {
@@ -188,15 +189,15 @@ impl Optimizer {
         if average {
             state.insert("average", state["w"].clone());
         }
-        Ok(Optimizer { settings, program, dtype, layout, state, steps: 0 })
+        Ok(Optimizer { settings, program, dtype, layout, state, steps: 0, launches: 0 })
     }
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
     }
-    /// Launches of its program so far.
+    /// Kernel launches of its program so far; none on the reference evaluator.
     pub fn launches(&self) -> u64 {
-        self.program.launches() as u64
+        self.launches
     }
     /// The weights as they are now.
     ///
@@ -251,6 +252,7 @@ impl Optimizer {
         }
         self.state = next;
         self.steps += 1;
+        self.launches += self.program.launches() as u64;
         Ok(Update { norm, nonfinite, rate })
     }
     /// Everything that the next step depends on, by `PREFIX.PART.WEIGHT` and `PREFIX.steps`.
@@ -367,7 +369,7 @@ mod tests {
         (Optimizer::new(settings, &w, average, &options()).unwrap(), w)
     }
     fn options() -> Options {
-        crate::program::Options { on: On::Reference, dtype: DType::F64, ..Options::default() }
+        Options { on: On::Reference, dtype: DType::F64, ..Options::default() }
     }
 
     #[test]

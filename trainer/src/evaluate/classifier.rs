@@ -200,7 +200,7 @@ mod tests {
         let s = Settings { width: 128, features: 32, iterations: 600, held_out: 0.2 };
         let dir = tempfile::tempdir().unwrap();
         let mut notes = vec![];
-        let mut get = |notes: &mut Vec<String>| Classifier::of(&data, &s, 200, Some(dir.path()), &Options::default(), &mut |n| notes.push(n.into())).unwrap();
+        let get = |notes: &mut Vec<String>| Classifier::of(&data, &s, 200, Some(dir.path()), &Options::default(), &mut |n| notes.push(n.into())).unwrap();
         let c = get(&mut notes);
         assert_eq!(c.held_out, 359);
         assert!(c.accuracy >= 0.97, "{}", c.accuracy);
