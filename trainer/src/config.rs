@@ -136,6 +136,66 @@ section! {
         weight_decay: f64 = 0.01, "0 or more", |x| *x >= 0.0;
         /// Relative width of the power-function average of the weights, which is what is sampled from and kept.
         average_width: f64 = 0.1, "above 0 and at most 0.2886", |x| *x > 0.0 && *x <= 0.2886;
+        /// μ of the times that are learned at: ln σ is normal, σ being noise over signal.
+        time_mean: f64 = 0.0, "-10 to 10", |x| x.abs() <= 10.0;
+        /// Deviation of ln σ of the times that are learned at.
+        time_deviation: f64 = 1.6, "above 0 and at most 10", |x| *x > 0.0 && *x <= 10.0;
+        /// Share of samples whose time is uniform instead.
+        uniform: f64 = 0.2, "0 to 1", |x| (0.0..=1.0).contains(x);
+        /// Share of samples that are learned without their condition, so that the teacher can be guided.
+        drop: f64 = 0.15, "0 to 1", |x| (0.0..=1.0).contains(x);
+        /// Terms of the consistency condition: `flow` (rectified flow) or `trig` (TrigFlow, as rCM's code has it).
+        form: String = "flow".into(), "flow or trig", |x| ["flow", "trig"].contains(&x.as_str());
+        /// How the network's tangent is found: `forward` mode, a `finite` difference, or `finite-time` (forward mode along the sample, a difference along time).
+        tangent: String = "forward".into(), "forward, finite or finite-time", |x| ["forward", "finite", "finite-time"].contains(&x.as_str());
+        /// Size of the difference of finite tangents.
+        difference: f64 = 1e-3, "above 0 and at most 0.1", |x| *x > 0.0 && *x <= 0.1;
+        /// H: iterations over which the tangent's weight r rises from 0 to 1, and before which no score is matched.
+        tangent_warm_up: u64 = 0, "", |_x| true;
+        /// c of the normalised tangent g/(‖g‖ + c).
+        tangent_constant: f64 = 0.1, "above 0", |x| *x > 0.0;
+        /// Factor of the consistency loss.
+        consistency_scale: f64 = 1.0, "above 0", |x| *x > 0.0;
+        /// Every how many of the student's turns its tangent is compared with a difference; 0 for never.
+        monitor_every: u64 = 0, "", |_x| true;
+        /// λ: weight of the score loss beside the consistency loss. Small images want 0.3 to 1, large latents 0.01.
+        lambda: f64 = 0.3, "0 or more", |x| *x >= 0.0;
+        /// Mean of ln σ of p_D, the times at which scores are compared. Low noise keeps small images from over-saturation.
+        score_mean: f64 = -1.0, "-10 to 10", |x| x.abs() <= 10.0;
+        /// Deviation of ln σ of p_D.
+        score_deviation: f64 = 1.2, "above 0 and at most 10", |x| *x > 0.0 && *x <= 10.0;
+        /// Mean of ln σ of the times in the middle of rollouts.
+        rollout_mean: f64 = 0.0, "-10 to 10", |x| x.abs() <= 10.0;
+        /// Deviation of ln σ of the times in the middle of rollouts.
+        rollout_deviation: f64 = 1.6, "above 0 and at most 10", |x| *x > 0.0 && *x <= 10.0;
+        /// TrigFlow times in the middle of rollouts, where they are fixed (backward simulation); empty: they are drawn.
+        rollout_times: Vec<f64> = vec![], "each between 0 and 1.5708, falling", |x| x.iter().all(|t| *t > 0.0 && *t < std::f64::consts::FRAC_PI_2) && x.windows(2).all(|w| w[0] >= w[1]);
+        /// Steps of the longest rollout; rollouts have 1 to this many, in turn.
+        rollout: u64 = 4, "1 to 8", |x| (1..=8).contains(x);
+        /// Every how many iterations the student learns; the fake score learns in the others.
+        student_every: u64 = 4, "2 to 1000", |x| (2..=1000).contains(x);
+        /// Iterations in which the fake score learns alone at first.
+        critic_first: u64 = 100, "", |_x| true;
+        /// Learning rate of the fake score.
+        critic_rate: f64 = 5e-4, "above 0 and at most 1", |x| *x > 0.0 && *x <= 1.0;
+        /// Steps of the grid of discrete consistency.
+        grid_steps: u64 = 48, "2 to 10000", |x| (2..=10_000).contains(x);
+        /// How many steps of the grid a pair is apart.
+        grid_skip: u64 = 1, "1 to 100", |x| (1..=100).contains(x);
+        /// Shift of the grid towards noise.
+        grid_shift: f64 = 1.0, "above 0", |x| *x > 0.0;
+        /// Weight of the adversarial loss in the student's loss; 0 for none.
+        generator_weight: f64 = 0.003, "0 or more", |x| *x >= 0.0;
+        /// Weight of the discriminator's loss in the fake score's loss; 0 for none.
+        discriminator_weight: f64 = 0.01, "0 or more", |x| *x >= 0.0;
+        /// Width of the discriminator's hidden layer.
+        discriminator_width: u64 = 64, "1 to 65536", |x| (1..=65_536).contains(x);
+        /// Share of samples whose two times are the same.
+        equal: f64 = 0.25, "0 to 1", |x| (0.0..=1.0).contains(x);
+        /// p of the weight 1/(‖error‖² + c)^p.
+        power: f64 = 1.0, "0 to 2", |x| (0.0..=2.0).contains(x);
+        /// c of that weight.
+        constant: f64 = 1e-3, "above 0", |x| *x > 0.0;
     }
 }
 
@@ -143,7 +203,44 @@ section! {
 pub const METHODS: [&str; 7] = ["flow", "scm", "dcm", "dmd", "dmd2", "rcm", "meanflow"];
 
 /// Keys of stages that only some methods read.
-const READ_BY: [(&str, &[&str]); 0] = [];
+const READ_BY: [(&str, &[&str]); 30] = {
+    const CONTINUOUS: &[&str] = &["scm", "rcm"];
+    const CONSISTENT: &[&str] = &["scm", "dcm", "rcm"];
+    const MATCHED: &[&str] = &["dmd", "dmd2", "rcm"];
+    const TIMED: &[&str] = &["flow", "scm", "rcm", "meanflow"];
+    [
+        ("time_mean", TIMED),
+        ("time_deviation", TIMED),
+        ("uniform", &["flow"]),
+        ("drop", &["flow"]),
+        ("form", CONTINUOUS),
+        ("tangent", CONTINUOUS),
+        ("difference", CONTINUOUS),
+        ("tangent_warm_up", CONTINUOUS),
+        ("tangent_constant", CONTINUOUS),
+        ("consistency_scale", CONSISTENT),
+        ("monitor_every", CONTINUOUS),
+        ("lambda", MATCHED),
+        ("score_mean", MATCHED),
+        ("score_deviation", MATCHED),
+        ("rollout_mean", MATCHED),
+        ("rollout_deviation", MATCHED),
+        ("rollout_times", MATCHED),
+        ("rollout", MATCHED),
+        ("student_every", MATCHED),
+        ("critic_first", &["dmd", "rcm"]),
+        ("critic_rate", MATCHED),
+        ("grid_steps", &["dcm"]),
+        ("grid_skip", &["dcm"]),
+        ("grid_shift", &["dcm"]),
+        ("generator_weight", &["dmd2"]),
+        ("discriminator_weight", &["dmd2"]),
+        ("discriminator_width", &["dmd2"]),
+        ("equal", &["meanflow"]),
+        ("power", &["meanflow"]),
+        ("constant", &["meanflow"]),
+    ]
+};
 
 /// What a command wants to do with a configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -349,6 +446,13 @@ mod tests {
         assert!(refused("stage = 3\n").contains("hint: write `[[stage]]`, with two brackets"));
         assert!(refused("[[stage]]\nbatch = 4\n").contains("this stage names no `method`"));
         assert!(refused("[sampling]\nsteps = [1, 8]\n").contains("8 steps, but `times` has 3 in the middle, enough for 4"));
+        assert_eq!(
+            refused("[[stage]]\nmethod = \"scm\"\nlambda = 0.3\n"),
+            "error: the method `scm` does not read `lambda`\n  --> a.toml:3:1\n   | lambda = 0.3\n   | ^^^^^^\n  hint: it belongs to dmd, dmd2, rcm\n"
+        );
+        // The table of readers names keys that there are.
+        let keys = Stage::keys();
+        assert!(READ_BY.iter().all(|(k, by)| keys.iter().any(|n| n.name == *k) && by.iter().all(|m| METHODS.contains(m))));
         assert!(refused("[run]\nnothing_like_it = 1\n").contains("hint: the keys of [run] are folder, seed, "));
         // All at once.
         assert_eq!(refused("[run]\nsed = 1\nkep = 2\n").matches("error: ").count(), 2);
