@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod density;
+pub mod discriminator;
 pub mod ema;
 pub mod evaluate;
 pub mod files;

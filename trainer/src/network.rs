@@ -10,7 +10,7 @@
 //! The function predicts the velocity `ε − x₀` of a rectified flow; what other parametrisations need of it is in `scaling`. Times are u in 0..1 here, and the
 //! network sees `time_scale·u`.
 
-use crate::method::Weights;
+use crate::method::{Condition, Weights};
 use crate::program::{Options, Program};
 use crate::rows::Rows;
 use ir::builder::Builder;
@@ -83,7 +83,7 @@ impl Network {
         self.function.params.iter().map(|p| p.name.clone()).filter(|n| !other(n)).collect()
     }
     /// The dimension that is the batch: the size of the sample's first axis.
-    fn batch(&self) -> Result<Name, Error> {
+    pub(crate) fn batch(&self) -> Result<Name, Error> {
         let ty = self.function.param(&self.x).map(|v| self.function.ty(v));
         let size = ty.and_then(|t| t.axes.first()).and_then(|a| a.size.as_sym()).cloned();
         size.ok_or_else(|| Error::new(format!("network `{}`: the first axis of `{}` must have a free size, the batch", self.function.name, self.x)))
@@ -257,7 +257,7 @@ impl Model {
         }
         Ok(list)
     }
-    fn condition(&self, condition: &BTreeMap<Name, Tensor>) -> Result<Vec<(String, Tensor)>, Error> {
+    fn condition(&self, condition: &Condition) -> Result<Vec<(String, Tensor)>, Error> {
         let n = &self.network;
         let mut list = vec![];
         for name in &n.condition {
@@ -268,6 +268,12 @@ impl Model {
             list.push((name.to_string(), if float { t.convert(self.options.dtype) } else { t.convert(DType::I32) }));
         }
         Ok(list)
+    }
+    /// Sample, times and condition by parameter, as a program of this network's dtype takes them.
+    pub(crate) fn point(&self, at: &Point, condition: &Condition) -> Result<Vec<(String, Tensor)>, Error> {
+        let mut inputs = self.inputs(at, "")?;
+        inputs.extend(self.condition(condition)?);
+        Ok(inputs)
     }
     fn run(&mut self, kind: Kind, batch: usize, inputs: &[(String, Tensor)]) -> Result<BTreeMap<Name, Tensor>, Error> {
         let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -291,9 +297,8 @@ impl Model {
     ///
     /// # Errors
     /// A point or a condition that does not fit the network, or a program that cannot be made.
-    pub fn velocity(&mut self, at: &Point, condition: &BTreeMap<Name, Tensor>) -> Result<Rows, Error> {
-        let mut inputs = self.inputs(at, "")?;
-        inputs.extend(self.condition(condition)?);
+    pub fn velocity(&mut self, at: &Point, condition: &Condition) -> Result<Rows, Error> {
+        let inputs = self.point(at, condition)?;
         let out = self.run(Kind::Velocity, at.x.batch(), &inputs)?;
         self.samples(&out, &self.network.result, at.x)
     }
@@ -301,7 +306,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::velocity`].
-    pub fn tangent(&mut self, at: &Point, along: &Point, condition: &BTreeMap<Name, Tensor>) -> Result<(Rows, Rows), Error> {
+    pub fn tangent(&mut self, at: &Point, along: &Point, condition: &Condition) -> Result<(Rows, Rows), Error> {
         let mut inputs = self.inputs(at, "")?;
         inputs.extend(self.inputs(along, ".t")?);
         inputs.extend(self.condition(condition)?);
@@ -313,9 +318,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::velocity`].
-    pub fn pullback(&mut self, at: &Point, condition: &BTreeMap<Name, Tensor>, cotangent: &Rows) -> Result<Gradient, Error> {
-        let mut inputs = self.inputs(at, "")?;
-        inputs.extend(self.condition(condition)?);
+    pub fn pullback(&mut self, at: &Point, condition: &Condition, cotangent: &Rows) -> Result<Gradient, Error> {
+        let mut inputs = self.point(at, condition)?;
         inputs.push((format!("{}.ct", self.network.result), cotangent.tensor(self.options.dtype)?));
         let out = self.run(Kind::Pullback, at.x.batch(), &inputs)?;
         Ok(Gradient { weights: self.gradients(out)?, loss: vec![] })
@@ -324,9 +328,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::velocity`].
-    pub fn regression(&mut self, at: &Point, condition: &BTreeMap<Name, Tensor>, target: &Rows, weights: &[f64]) -> Result<Gradient, Error> {
-        let mut inputs = self.inputs(at, "")?;
-        inputs.extend(self.condition(condition)?);
+    pub fn regression(&mut self, at: &Point, condition: &Condition, target: &Rows, weights: &[f64]) -> Result<Gradient, Error> {
+        let mut inputs = self.point(at, condition)?;
         inputs.push((TARGET.into(), target.tensor(self.options.dtype)?));
         inputs.push((format!("{LOSS}.ct"), Tensor::from_f64(self.options.dtype, &[weights.len()], weights)?));
         let out = self.run(Kind::Regression, at.x.batch(), &inputs)?;
