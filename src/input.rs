@@ -25,30 +25,8 @@ pub struct Source {
     pub transforms: Transforms,
 }
 
-/// A derivative of a function, along some of its parameters.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Transform {
-    /// Tangents of results from tangents of these.
-    Jvp(Vec<Name>),
-    /// Cotangents of these from cotangents of results.
-    Vjp(Vec<Name>),
-}
-
-impl Transform {
-    /// The derivative of `f`.
-    ///
-    /// # Errors
-    /// Those of the pass, and what the verifier refuses.
-    pub fn apply(&self, f: &Function) -> Result<Function, String> {
-        let (g, pass) = match self {
-            Transform::Jvp(wrt) => (passes::ad::jvp(f, wrt), "jvp"),
-            Transform::Vjp(wrt) => (passes::ad::vjp(f, wrt), "vjp"),
-        };
-        let g = g.map_err(|e| e.to_string())?;
-        verify(&g, pass)?;
-        Ok(g)
-    }
-}
+pub use passes::ad::Transform;
+pub use passes::{VERIFIER, verify};
 
 /// Transforms, in the order in which the command line has them.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -146,17 +124,6 @@ pub fn parse(file: &Path, name: Option<&str>) -> Result<Function, String> {
     let f = module.function(name).map_err(|e| format!("{}: {e}", file.display()))?.clone();
     verify(&f, "parse")?;
     Ok(f)
-}
-
-/// How a message starts that says that a pass has a bug.
-pub const VERIFIER: &str = "the verifier refuses what";
-
-/// The verifier after a pass; a failure names the pass and shows the program.
-pub fn verify(f: &Function, pass: &str) -> Result<(), String> {
-    ir::verify::verify(f).map_err(|e| {
-        let list = e.iter().map(|e| format!("  {e}\n")).collect::<String>();
-        format!("{VERIFIER} {pass} made:\n{list}{}", ir::text::print_function(f))
-    })
 }
 
 /// `I=128,J=64`.

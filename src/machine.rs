@@ -9,14 +9,14 @@ use ir::diagnostic::Error;
 use ir::tile::{Access, Program, interp, sequence};
 use ir::types::DType;
 use passes::fuse::Fused;
-use runtime::cache::{Cache, Source, key};
+use runtime::cache::{Cache, Source};
 use runtime::cpu::{Kernel, Pool};
 use std::collections::BTreeMap;
 
 /// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
     let steps = pipeline::parse(&pipeline::MACHINE.map(String::from))?;
-    match pipeline::run(Stage::Function(f.clone()), &steps, &pipeline::options(dims, dtype), false)?.stage {
+    match pipeline::run(Stage::Function(f.clone()), &steps, &passes::fuse::Options::stored(dims, dtype), false)?.stage {
         Stage::Programs(p) => Ok(p),
         Stage::Function(f) => Err(format!("`{}` is no block program yet", f.name)),
     }
@@ -48,16 +48,7 @@ pub fn cpu(f: &Function, dims: &Bindings, dtype: DType, cache: &Cache) -> Result
 /// Compiles for a CPU whose instructions this one has too.
 pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Target, cache: &Cache) -> Result<Compiled, String> {
     let fused = compile(f, dims, dtype)?;
-    let (mut kernels, mut sources) = (vec![], vec![]);
-    for p in &fused.programs {
-        let build = || codegen::compile(p, target).map(|c| c.artifact).map_err(|e| e.to_string());
-        let (artifact, source) = cache.get_or_build(&key(p, &format!("{target:?} {}", codegen::BUILD)), build)?;
-        if let Source::Rebuilt(why) = &source {
-            eprintln!("note: {why}");
-        }
-        kernels.push(Kernel::load(&artifact).map_err(|e| e.to_string())?);
-        sources.push(source);
-    }
+    let (kernels, sources) = trainer::program::kernels::compile(&fused.programs, target, cache)?.into_iter().unzip();
     Ok(Compiled { fused, kernels, sources })
 }
 

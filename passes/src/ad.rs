@@ -5,10 +5,12 @@ pub mod activity;
 pub mod jvp;
 pub mod linearize;
 pub mod remat;
+mod transform;
 pub mod transpose;
 pub mod vjp;
 
 pub use jvp::{Bend, jvp, jvp_with};
 pub use linearize::linearize;
+pub use transform::Transform;
 pub use transpose::transpose;
 pub use vjp::vjp;

@@ -3,3 +3,19 @@
 pub mod ad;
 pub mod fuse;
 pub mod simplify;
+
+use ir::graph::Function;
+
+/// How a message starts that says that a pass has a bug.
+pub const VERIFIER: &str = "the verifier refuses what";
+
+/// The verifier after a pass; a failure names the pass and shows the program.
+///
+/// # Errors
+/// What the verifier says.
+pub fn verify(f: &Function, pass: &str) -> Result<(), String> {
+    ir::verify::verify(f).map_err(|e| {
+        let list = e.iter().map(|e| format!("  {e}\n")).collect::<String>();
+        format!("{VERIFIER} {pass} made:\n{list}{}", ir::text::print_function(f))
+    })
+}

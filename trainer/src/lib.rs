@@ -8,8 +8,10 @@
 pub mod density;
 pub mod ema;
 pub mod phase;
+pub mod program;
 pub mod sampler;
 pub mod scaling;
 pub mod time;
 
+pub use program::{Checkpoint, On, Program};
 pub use time::{Flow, Sigma, Trig};

@@ -49,6 +49,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// For float parameters stored as `dtype`: f64 is computed in f64, all else in f32.
+    pub fn stored(dims: &Bindings, dtype: DType) -> Options {
+        let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, ..Options::default() }
+    }
+}
+
 /// What fusion made.
 #[derive(Clone, Debug, Default)]
 pub struct Fused {
