@@ -8,15 +8,20 @@ use ir::artifact::GpuSignature;
 use ir::diagnostic::Error;
 use ir::tile::{Access, Program, interp, sequence};
 use ir::types::DType;
-use passes::fuse::Fused;
+use passes::fuse::{Fused, Options};
 use runtime::cache::{Cache, Source};
 use runtime::cpu::{Kernel, Pool};
 use std::collections::BTreeMap;
 
 /// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
+    compile_by(f, &Options::stored(dims, dtype))
+}
+
+/// The same with options of a machine.
+pub fn compile_by(f: &Function, options: &Options) -> Result<Fused, String> {
     let steps = pipeline::parse(&pipeline::MACHINE.map(String::from))?;
-    match pipeline::run(Stage::Function(f.clone()), &steps, &passes::fuse::Options::stored(dims, dtype), false)?.stage {
+    match pipeline::run(Stage::Function(f.clone()), &steps, options, false)?.stage {
         Stage::Programs(p) => Ok(p),
         Stage::Function(f) => Err(format!("`{}` is no block program yet", f.name)),
     }
@@ -47,7 +52,7 @@ pub fn cpu(f: &Function, dims: &Bindings, dtype: DType, cache: &Cache) -> Result
 
 /// Compiles for a CPU whose instructions this one has too.
 pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Target, cache: &Cache) -> Result<Compiled, String> {
-    let fused = compile(f, dims, dtype)?;
+    let fused = compile_by(f, &Options::cpu(dims, dtype))?;
     let (kernels, sources) = trainer::program::kernels::compile(&fused.programs, target, cache)?.into_iter().unzip();
     Ok(Compiled { fused, kernels, sources })
 }

@@ -1,9 +1,10 @@
 //! Fusion: functions to block programs.
 //!
 //! `partition` decides which equations form a kernel and which axis it streams over, `law` which reductions one pass over that
-//! axis can hold, `view` turns movement at a kernel's edge into addresses, `lower` writes the block program.
+//! axis can hold, `gather` makes one sum of several where their coefficients are known, `view` turns movement at a kernel's edge into addresses, `lower` writes the block program.
 
 pub mod center;
+pub mod gather;
 pub mod law;
 pub mod lower;
 pub mod mask;

@@ -212,7 +212,7 @@ mod cpu {
         pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
             let simple = passes::simplify::simplify(f).map_err(|e| e.to_string())?.function;
             passes::verify(&simple, "simplify")?;
-            let fused = passes::fuse::fuse(&simple, &passes::fuse::Options::stored(dims, options.dtype)).map_err(|e| e.to_string())?;
+            let fused = passes::fuse::fuse(&simple, &passes::fuse::Options::cpu(dims, options.dtype)).map_err(|e| e.to_string())?;
             let target = codegen::Target::host().map_err(|e| e.to_string())?;
             let kernels = kernels::compile(&fused.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
             Ok(Cpu { fused, kernels, pool: options.threads.map_or_else(Pool::from_env, Pool::new) })
