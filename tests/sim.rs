@@ -25,7 +25,10 @@ const ZERO: f64 = 1e-6;
 const TARGETS: [&str; 3] = ["sm_90a", "sm_80", "sm_100a"];
 
 /// What has no GPU form: the beginning of a case's name, and a part of what is said.
-const REFUSED: [(&str, &str); 0] = [];
+const REFUSED: [(&str, &str); 1] = [
+    // Every instance would compute a factor of two matrices that has no rows of its own; it has to become a kernel of its own.
+    ("time_embed_wan vjp", "fits no form"),
+];
 
 /// One function to run.
 struct Case {
@@ -79,6 +82,8 @@ fn run(cases: &[Case]) {
         }
     }
     println!("{runs} runs, {} refusals", refused.len());
+    let stale: Vec<_> = REFUSED.iter().filter(|r| cases.iter().any(|c| c.name.starts_with(r.0)) && !refused.contains(r)).collect();
+    assert!(!only.is_empty() || stale.is_empty(), "no longer refused: {stale:?}");
     assert!(bad.is_empty(), "{} of {runs} are bad:\n{}", bad.len(), bad.join("\n"));
 }
 
