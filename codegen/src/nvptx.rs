@@ -5,6 +5,7 @@
 //! asynchronous copies fill some iterations ahead. One fragment layout serves tensor cores, rows held by warps and elementwise
 //! work; see `docs/lowering.md`. Streamed products with a running maximum and sum, the accumulator in registers: Dao, 2023.
 
+mod axes;
 mod copy;
 mod dot;
 mod emit;
@@ -73,6 +74,14 @@ pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts:
 /// Those of [`default_schedule`] and [`compile`].
 pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<Compiled, Error> {
     compile_with(p, target, &default_schedule(p, target)?, texts)
+}
+
+/// An estimate of the registers of a thread, by what is alive at once in the plan: the model that [`default_schedule`] chooses by.
+///
+/// # Errors
+/// The schedule does not fit the program or the target.
+pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<usize, Error> {
+    Ok(schedule::registers(&Plan::new(p, target, schedule)?))
 }
 
 /// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.

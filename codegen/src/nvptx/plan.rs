@@ -4,6 +4,7 @@
 //! Every value is a tile over at most the row axis and one column axis, in registers; only operands of matrix products may have two
 //! column axes, and those are loads, which stand in shared memory.
 
+use super::axes;
 use super::factor::moved;
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
@@ -281,8 +282,23 @@ fn classify(p: &Program, rows: Option<AxisId>) -> Result<BTreeMap<ValueId, Dot>,
 /// What [`roles`] decides: the program in a form that suits the row axis, that axis, and how each dot is computed.
 pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
 
-/// The row axis, and how each dot is then computed.
+/// The row axis, and how each dot is then computed; axes that have no place are taken out first, where they can be.
 pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
+    let mut form = axes::merged(p);
+    let mut first = None;
+    loop {
+        match roles_of(&form) {
+            Ok(r) => return Ok(r),
+            Err(e) => _ = first.get_or_insert(e),
+        }
+        match axes::written_out(&form) {
+            Some(p) => form = p,
+            None => return first.map_or_else(|| roles_of(p), Err),
+        }
+    }
+}
+
+fn roles_of(p: &Program) -> Result<Roles, Error> {
     let blocks: Vec<AxisId> = (0..p.axes.len() as u32).map(AxisId).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect();
     // The axis along which results lie side by side is better a column.
     let side_by_side = |a: AxisId| {

@@ -241,7 +241,8 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
 
 /// Schedules, the best first.
 fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
-    let (_, rows, dots) = roles(p)?;
+    let (p, rows, dots) = roles(p)?;
+    let p = &p;
     let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
     let tensor = matrix && p.operands != DType::F32;
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
