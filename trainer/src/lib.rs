@@ -7,6 +7,7 @@
 
 pub mod density;
 pub mod ema;
+pub mod net;
 pub mod phase;
 pub mod program;
 pub mod sampler;
