@@ -100,7 +100,8 @@ pub fn run(a: &Args) -> Result<(), String> {
     n.check(&bound).map_err(|e| e.to_string())?;
 
     let start = Instant::now();
-    let mut program = Program::new(&n.function, &transforms, &bound, &Options { on, dtype, ..Options::default() })?;
+    let function = if on == On::Cpu { passes::inline(&n.function).map_err(|e| e.to_string())? } else { n.function.clone() };
+    let mut program = Program::new(&function, &transforms, &bound, &Options { on, dtype, ..Options::default() })?;
     for (w, file) in n.weights.iter().zip(&names) {
         let t = weights.tensor(file)?.reshape(&w.shape).map_err(|e| format!("{file}: {e}"))?;
         program.set(&w.name, &t)?;
