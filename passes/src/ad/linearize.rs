@@ -103,7 +103,7 @@ pub(super) fn is_number(f: &Function, definitions: &[Option<usize>], v: Var) -> 
 }
 
 /// `e` of `g`, under `map`, with its name.
-pub(super) fn copy(b: &mut Builder, g: &Function, e: &Eqn, map: &mut BTreeMap<Var, Var>) -> Result<Var, Error> {
+pub(crate) fn copy(b: &mut Builder, g: &Function, e: &Eqn, map: &mut BTreeMap<Var, Var>) -> Result<Var, Error> {
     b.origin = e.origin.clone();
     b.span = e.span;
     let args: Vec<Var> = e.args.iter().map(|a| map[a]).collect();
