@@ -108,16 +108,17 @@ pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Netw
     let (h, at) = (g.cast(h, Part::Stream)?, g.cast(at, Part::Stream)?);
     let mut h = g.b.add(h, at)?;
 
-    let waves = g.b.call(&waves(&g, c)?, &[t])?[0];
+    let embed = waves(&g, c)?;
+    let of_t = g.b.call(&embed, &[t])?[0];
     let (parts, start) = ([Part::Norm, Part::Vector], Init::Normal(0.02));
-    let u = g.linear_from(waves, "time_embed.linear_1", &axis("R1", c.dim()), true, parts, start)?;
+    let u = g.linear_from(of_t, "time_embed.linear_1", &axis("R1", c.dim()), true, parts, start)?;
     let u = nn::silu(&mut g.b, u)?;
     let u = g.linear_from(u, "time_embed.linear_2", &d, true, parts, start)?;
     let u = if variant.span {
         // The span's embedding begins as nothing, so that weights without one are those of a network that has it.
         let span = g.input("timespan", Part::Time, vec![b.clone()]);
-        let waves = g.b.call(&waves(&g, c)?, &[span])?[0];
-        let s = g.linear_from(waves, "span_embed.linear_1", &axis("R2", c.dim()), true, parts, start)?;
+        let of_span = g.b.call(&embed, &[span])?[0];
+        let s = g.linear_from(of_span, "span_embed.linear_1", &axis("R2", c.dim()), true, parts, start)?;
         let s = nn::silu(&mut g.b, s)?;
         let s = g.linear_from(s, "span_embed.linear_2", &d, true, parts, Init::Constant(0.0))?;
         g.b.add(u, s)?
