@@ -2,9 +2,11 @@
 //! from the passes, kernels from `fuse`, weights from checkpoint files by the names that the function's parameters carry
 //! (`docs/networks.md`).
 
+pub mod arguments;
 pub mod checkpoint;
 pub mod config;
 pub mod cosmos;
+pub mod cost;
 pub mod dit;
 mod graph;
 mod grid;
