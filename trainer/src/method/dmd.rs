@@ -95,8 +95,10 @@ fn clean(x: &Rows, v: &Rows, k: &[Angle]) -> Rows {
 
 /// What the student made.
 pub struct Rollout {
-    /// The noisy sample before each step.
+    /// x̂₀ of each step.
     pub path: Vec<Rows>,
+    /// The noisy sample before the last step.
+    pub last: Rows,
     /// The times of the last step.
     pub times: Vec<Trig>,
     /// x̂₀ of the last step.
@@ -109,7 +111,7 @@ pub struct Rollout {
 /// Those of the network.
 pub fn rollout(student: &mut Model, noise: &[Rows], times: &[Vec<Trig>], condition: &Condition) -> Result<Rollout, Error> {
     let (Some(first), Some(last)) = (noise.first(), times.last()) else { return Err(Error::new("rollout: no step")) };
-    let mut r = Rollout { path: vec![], times: last.clone(), x0: first.clone() };
+    let mut r = Rollout { path: vec![], last: first.clone(), times: last.clone(), x0: first.clone() };
     let mut x = first.clone();
     for (n, t) in times.iter().enumerate() {
         let k = angles(t);
@@ -119,8 +121,9 @@ pub fn rollout(student: &mut Model, noise: &[Rows], times: &[Vec<Trig>], conditi
         }
         let z = Rows::of([&x], |i, [x]| k[i].b * x);
         r.x0 = clean(&x, &student.velocity(&Point::new(&z, &flows(&k)), condition)?, &k);
-        r.path.push(x.clone());
+        r.path.push(r.x0.clone());
     }
+    r.last = x;
     Ok(r)
 }
 
@@ -131,8 +134,7 @@ impl Rollout {
     /// Those of the network.
     pub fn pullback(&self, student: &mut Model, condition: &Condition, cotangent: &Rows, keep: &[bool]) -> Result<Weights, Error> {
         let k = angles(&self.times);
-        let last = self.path.last().ok_or_else(|| Error::new("rollout: no step"))?;
-        let z = Rows::of([last], |i, [x]| k[i].b * x).keep(keep);
+        let z = Rows::of([&self.last], |i, [x]| k[i].b * x).keep(keep);
         let of_v = Rows::of([cotangent], |i, [c]| -k[i].s * k[i].b * c).keep(keep);
         Ok(student.pullback(&Point::new(&z, &flows(&k)), condition, &of_v)?.weights)
     }

@@ -109,6 +109,7 @@ impl Dmd2 {
         let roll = s.matching.rollout(&mut self.student.model, &x0, steps, condition, random, iteration)?;
         let draw = Noisy::draw(&roll.x0, s.matching.density, random, iteration, "dmd");
         let c = dmd::critic(&mut self.fake, &draw, condition)?;
+        let mut skipped = c.skipped;
         let (mut m, mut loss, mut gradient) = (Metrics::default().with("critic", mean(&c.loss)).with("steps", steps as f64), mean(&c.loss), c.gradient);
         if let Some(judge) = &mut self.judge {
             let k = angles(&draw.times);
@@ -117,6 +118,7 @@ impl Dmd2 {
             let mut of_judge = None;
             for (data, sign) in [(&real, -1.0), (&draw, 1.0)] {
                 let keep = data.x0.finite();
+                skipped += if sign < 0.0 { keep.iter().filter(|k| !**k).count() } else { 0 };
                 let z = Rows::of([&data.trig()], |i, [x]| k[i].b * x).keep(&keep);
                 let scale: Vec<f64> = keep.iter().map(|k| if *k { s.discriminator_weight } else { 0.0 }).collect();
                 let v = judge.judge(&self.fake, &Point::new(&z, &flows(&k)), condition, sign, &scale, false)?;
@@ -137,7 +139,7 @@ impl Dmd2 {
         }
         let update = self.optimizer.update(&gradient, 0.0)?;
         self.share()?;
-        Ok(report(m, update).with("loss", loss).with("skipped", c.skipped as f64))
+        Ok(report(m, update).with("loss", loss).with("skipped", skipped as f64))
     }
 }
 

@@ -65,7 +65,7 @@ pub struct Outcome {
     pub error: Vec<f64>,
     /// w; 0 for samples that are left out.
     pub weight: Vec<f64>,
-    /// Of the sum of losses.
+    /// Of the mean of losses.
     pub gradient: Weights,
     /// Samples that are left out.
     pub skipped: usize,
@@ -99,8 +99,9 @@ impl Settings {
         let keep: Vec<bool> = goal.finite().iter().zip(u.finite()).map(|(a, b)| *a && b).collect();
         let error = Rows::of([&u, &goal], |_, [u, g]| u - g).keep(&keep).each(|e| e.iter().map(|x| x * x).sum());
         let weight: Vec<f64> = error.iter().zip(&keep).map(|(e, k)| if *k { (e + self.constant).powf(self.power).recip() } else { 0.0 }).collect();
+        let each: Vec<f64> = weight.iter().map(|w| w / weight.len() as f64).collect();
         let kept = z.clone().keep(&keep);
-        let gradient = student.regression(&Point { x: &kept, times: vec![t, &span] }, condition, &goal.clone().keep(&keep), &weight)?.weights;
+        let gradient = student.regression(&Point { x: &kept, times: vec![t, &span] }, condition, &goal.clone().keep(&keep), &each)?.weights;
         Ok(Outcome { v, u, rate, target: goal, error, weight, gradient, skipped: keep.iter().filter(|k| !**k).count() })
     }
     /// Times (r, t) of `n` samples, r ≤ t.

@@ -64,7 +64,7 @@ impl Described {
         if let Some(other) = built.inputs.iter().find(|i| !known.contains(&&***i) && !times.contains(&&***i)) {
             return Err(format!("{} wants `{other}`, which {} has not", self.config.class(), data.name));
         }
-        let function = passes::inline(&built.function).map_err(|e| e.to_string())?;
+        let function = built.function.clone();
         let mut n = Network::new(function, "hidden_states", times, &[condition], "out").map_err(|e| e.to_string())?;
         if features {
             n.features = Some("features".into());
