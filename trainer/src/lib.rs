@@ -5,20 +5,31 @@
 //! Letters, as in the papers: τ is TrigFlow time in `[0, π/2]`, u is rectified-flow time in `[0, 1]`, σ is noise over signal; C = cos τ,
 //! S = sin τ, b = 1/(C + S).
 
+pub mod checkpoint;
+pub mod config;
+pub mod data;
 pub mod density;
 pub mod discriminator;
 pub mod ema;
+pub mod evaluate;
+pub mod files;
 pub mod method;
+pub mod metrics;
 pub mod net;
 pub mod network;
 pub mod optim;
 pub mod phase;
+pub mod picture;
+pub mod plot;
 pub mod program;
 pub mod random;
+pub mod report;
 pub mod rows;
 pub mod sampler;
 pub mod scaling;
+pub mod task;
 pub mod time;
+pub mod train;
 
 pub use program::{Checkpoint, On, Program};
 pub use time::{Flow, Sigma, Trig};
