@@ -4,6 +4,7 @@ use ir::diagnostic::render;
 use ir::dim::{Bindings, Dim, Name};
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Prim};
+use ir::random::mix;
 use ir::tensor::Tensor;
 use ir::tile::Program;
 use ir::types::DType;
@@ -207,10 +208,7 @@ impl Random {
     /// Uniform in 0..1.
     pub fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        (mix(self.0) >> 11) as f64 / (1u64 << 53) as f64
     }
     /// Standard normal, by Box and Muller.
     pub fn normal(&mut self) -> f64 {

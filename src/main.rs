@@ -8,6 +8,7 @@ mod gpu;
 mod net;
 mod opt;
 mod run;
+mod training;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -56,6 +57,12 @@ enum Command {
     Devices(devices::Args),
     /// Prepare kernels for a machine with a GPU
     Gpu(gpu::Args),
+    /// Train a teacher from data
+    #[command(after_help = "Example: pushforward teach examples/distill/digits-teacher.toml\n         pushforward teach --print-config > mine.toml")]
+    Teach(training::Args),
+    /// Distill a teacher into a student of a few steps
+    #[command(after_help = "Example: pushforward distill examples/distill/digits-rcm.toml\n         pushforward distill --print-config > mine.toml")]
+    Distill(training::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +82,8 @@ fn main() -> ExitCode {
         Command::Opt(a) => opt::run(&a),
         Command::Devices(a) => devices::run(&a),
         Command::Gpu(a) => gpu::run(&a),
+        Command::Teach(a) => training::teach(&a),
+        Command::Distill(a) => training::distill(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

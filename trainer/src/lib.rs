@@ -23,9 +23,11 @@ pub mod picture;
 pub mod plot;
 pub mod program;
 pub mod random;
+pub mod report;
 pub mod rows;
 pub mod sampler;
 pub mod scaling;
+pub mod task;
 pub mod time;
 pub mod train;
 

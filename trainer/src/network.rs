@@ -21,6 +21,7 @@ use ir::tensor::Tensor;
 use ir::types::DType;
 use passes::ad::Transform;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// A function and what its parameters are for.
 #[derive(Clone, PartialEq, Debug)]
@@ -145,6 +146,8 @@ pub struct Model {
     programs: BTreeMap<(Kind, usize), (Program, u64)>,
     evaluations: u64,
     launches: u64,
+    /// Runs and their time, by program.
+    spent: BTreeMap<(Kind, usize), (u64, Duration)>,
 }
 
 /// What a gradient program says.
@@ -161,7 +164,7 @@ impl Model {
     /// # Errors
     /// A weight that is missing, unknown, or of another shape.
     pub fn new(network: Network, weights: &Weights, options: &Options) -> Result<Model, Error> {
-        let mut f = Model { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0 };
+        let mut f = Model { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0, spent: BTreeMap::new() };
         f.set_weights(weights)?;
         Ok(f)
     }
@@ -207,6 +210,10 @@ impl Model {
     /// Runs of its programs so far: evaluations of the network, with or without a derivative.
     pub fn evaluations(&self) -> u64 {
         self.evaluations
+    }
+    /// Time in its programs so far: what, for which batch, how many runs, how long.
+    pub fn spent(&self) -> impl Iterator<Item = (String, u64, Duration)> {
+        self.spent.iter().map(|((kind, batch), (n, t))| (format!("{} of {batch}", format!("{kind:?}").to_lowercase()), *n, *t))
     }
     /// The program of a kind for a batch size, with the weights as they are now.
     fn program(&mut self, kind: Kind, batch: usize) -> Result<&mut Program, Error> {
@@ -279,9 +286,12 @@ impl Model {
         let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let name = self.network.function.name.clone();
         let p = self.program(kind, batch)?;
+        let start = Instant::now();
         let out = p.run(&list).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
-        let launches = p.launches() as u64;
+        let (launches, time) = (p.launches() as u64, start.elapsed());
         (self.launches, self.evaluations) = (self.launches + launches, self.evaluations + 1);
+        let spent = self.spent.entry((kind, batch)).or_default();
+        *spent = (spent.0 + 1, spent.1 + time);
         Ok(out)
     }
     /// A result as samples of the point's shape.

@@ -21,6 +21,7 @@ use ir::prim::Elementwise;
 use ir::tensor::{Tensor, TensorData};
 use ir::types::{Axis, DType, Type};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// A learning rate over an optimizer's own steps.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -166,6 +167,7 @@ pub struct Optimizer {
     state: BTreeMap<&'static str, Tensor>,
     steps: u64,
     launches: u64,
+    spent: Duration,
 }
 
 impl Optimizer {
@@ -189,7 +191,7 @@ impl Optimizer {
         if average {
             state.insert("average", state["w"].clone());
         }
-        Ok(Optimizer { settings, program, dtype, layout, state, steps: 0, launches: 0 })
+        Ok(Optimizer { settings, program, dtype, layout, state, steps: 0, launches: 0, spent: Duration::ZERO })
     }
     /// Steps taken.
     pub fn steps(&self) -> u64 {
@@ -198,6 +200,10 @@ impl Optimizer {
     /// Kernel launches of its program so far; none on the reference evaluator.
     pub fn launches(&self) -> u64 {
         self.launches
+    }
+    /// Time in its program so far.
+    pub fn spent(&self) -> Duration {
+        self.spent
     }
     /// The weights as they are now.
     pub fn weights(&self) -> Weights {
@@ -239,7 +245,9 @@ impl Optimizer {
         if self.state.contains_key("average") {
             inputs.push(("share", &share));
         }
+        let start = Instant::now();
         let mut out = self.program.run(&inputs).map_err(|e| Error::new(format!("adamw: {e}")))?;
+        self.spent += start.elapsed();
         let mut next = BTreeMap::new();
         for part in self.state.keys() {
             next.insert(*part, out.remove(&*format!("{part}.next")).ok_or_else(|| Error::new(format!("adamw: the program has no `{part}.next`")))?);

@@ -148,10 +148,8 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
 /// `n` standard normal numbers, by a counter (SplitMix64) and Box and Muller.
 fn random(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
     let mix = |i: u64| {
-        let mut z = (seed << 40).wrapping_add(i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        let z = (seed << 40).wrapping_add(i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (ir::random::mix(z) >> 11) as f64 / (1u64 << 53) as f64
     };
     let normal = |i: u64| (-2.0 * (1.0 - mix(2 * i)).ln()).sqrt() * (std::f64::consts::TAU * mix(2 * i + 1)).cos();
     // A period of numbers suffices: attention does not notice, and memory is not the point.

@@ -9,6 +9,7 @@ use crate::rows::Rows;
 use ir::diagnostic::Error;
 use ir::tensor::{Tensor, TensorData};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A network that does not change, with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598):
 ///
@@ -73,6 +74,12 @@ impl Learner {
     /// Launches of its network's and its optimizer's programs.
     pub fn launches(&self) -> u64 {
         self.model.launches() + self.optimizer.launches()
+    }
+    /// Time in its programs so far, the optimizer's last: what, how many runs, how long.
+    pub fn spent(&self) -> Vec<(String, u64, Duration)> {
+        let mut all: Vec<_> = self.model.spent().collect();
+        all.push(("adamw".into(), self.optimizer.steps(), self.optimizer.spent()));
+        all
     }
     /// Its state under `prefix`.
     pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {

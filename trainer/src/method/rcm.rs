@@ -17,6 +17,7 @@ use crate::rows::{Rows, mean};
 use ir::diagnostic::Error;
 use ir::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What holds the student to the teacher's trajectories.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -79,6 +80,16 @@ impl Rcm {
     /// Evaluations of networks so far, with or without a derivative.
     pub fn evaluations(&self) -> u64 {
         self.student.model.evaluations() + self.teacher.model.evaluations() + self.fake.as_ref().map_or(0, |f| f.model.evaluations())
+    }
+    /// Time in programs so far, by network: what, how many runs, how long.
+    pub fn times(&self) -> Vec<(&'static str, Vec<(String, u64, Duration)>)> {
+        let mut all = vec![("student", self.student.spent()), ("teacher", self.teacher.model.spent().collect())];
+        all.extend(self.fake.as_ref().map(|f| ("fake", f.spent())));
+        all
+    }
+    /// Time in programs so far.
+    pub fn programs(&self) -> Duration {
+        self.times().iter().flat_map(|(_, t)| t).map(|(_, _, d)| *d).sum()
     }
     /// Turns of the student's before this iteration, by which averages and rollouts count.
     fn count(&self, iteration: u64) -> u64 {

@@ -75,9 +75,39 @@ pub fn data(n: usize, random: &Random, iteration: u64) -> Tensor {
     Tensor::from_f64(DType::F64, &[n, 2], &x).unwrap()
 }
 
+/// The perceptron with a second time, whose weights start at 0: an average velocity.
+pub fn average_perceptron() -> (Network, Weights) {
+    let (n, mut w) = perceptron();
+    let mut b = ir::builder::Builder::new("average");
+    let f = &n.function;
+    let mut map = std::collections::BTreeMap::new();
+    for p in &f.params {
+        map.insert(p.var, b.param(p.name.clone(), f.ty(p.var).clone()));
+    }
+    let (span, wr) = (b.param("span", f.ty(f.param("t").unwrap()).clone()), b.param("wr", f.ty(f.param("wt").unwrap()).clone()));
+    let bias = b.mul(span, wr).unwrap();
+    for e in &f.eqns {
+        let args: Vec<_> = e.args.iter().map(|a| map[a]).collect();
+        let mut v = b.push(e.op.clone(), &args).unwrap();
+        // The first bias is added to what the times say.
+        if e.args.contains(&f.param("b1").unwrap()) {
+            v = b.add(v, bias).unwrap();
+        }
+        map.insert(e.out, v);
+    }
+    for r in &f.results {
+        b.result(r.name.clone(), map[&r.var]);
+    }
+    w.insert("wr".into(), Tensor::zeros(DType::F64, &[96]).unwrap());
+    (Network::new(b.finish(), "x", &["t", "span"], &[], "v").unwrap(), w)
+}
+
 /// A learner that starts from the perceptron's first weights.
 pub fn learner(rate: f64, iterations: u64, options: &Options) -> Learner {
-    let (net, weights) = perceptron();
+    learner_of(perceptron(), rate, iterations, options)
+}
+
+pub fn learner_of((net, weights): (Network, Weights), rate: f64, iterations: u64, options: &Options) -> Learner {
     let adam = AdamW { decay: 0.0, ..AdamW::released(Schedule { rate, warm_up: 100.min(iterations / 2), decay: Decay::Cosine { steps: iterations, last: 0.005 } }) };
     Learner::new(net, &weights, adam, Some(0.1), options).unwrap()
 }
