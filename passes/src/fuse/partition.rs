@@ -120,6 +120,9 @@ fn fuse_as(f: &Function, options: &Options) -> Result<Fused, Error> {
     Ok(p.fused)
 }
 
+/// Instances that a kernel must have, at least, if each of them has the whole of an axis that it could share out.
+const INSTANCES: i64 = 4;
+
 /// Why a set of targets is no kernel.
 pub(super) enum Why {
     /// These values have to be stored first.
@@ -349,11 +352,17 @@ impl Partition<'_> {
         let owned = whole.iter().map(|w| &w.0).find(|a| is_owned(&a.name)).cloned();
         let across: Vec<Var> = inner.iter().filter(|r| reduced(&f.eqns[**r]).unwrap_or_default().iter().any(is_owned)).map(|r| f.eqns[*r].out).collect();
         if owned.is_some() {
-            // All in one pass; what is summed over lanes are products, and it does not wait for what is carried.
+            // All in one pass over the lanes of each tile: what is summed over them are products, and neither waits for what is carried, nor
+            // does anything else with lanes wait for it, which would have to be kept for all of them.
+            let sums: BTreeSet<usize> = across.iter().filter_map(|v| self.definitions[v.index()]).collect();
+            let waited = outer.iter().chain(&sums).any(|r| f.eqns[*r].args.iter().any(|a| below.get(a).is_some_and(|b| !b.is_disjoint(&sums))));
             let along = |v: &Var| f.ty(*v).axes.iter().any(|a| is_x(&a.name));
             let waits = stores.iter().filter(|s| along(&s.1)).any(|s| below.get(&s.1).is_some_and(|b| outer.iter().any(|r| b.contains(r))));
             let products = across.iter().all(|v| self.product_over(*v, owned.as_ref().map(|a| &a.name)) && along(v));
-            if resident || waits || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
+            // Fewer instances would leave cores idle.
+            let few = |axes: &[Axis]| axes.iter().try_fold(1i64, |n, a| a.size.eval(&self.options.dims).ok().map(|k| n.saturating_mul(k))).is_some_and(|n| n < INSTANCES);
+            let few = few(&parallel.iter().filter_map(axis).collect::<Vec<_>>());
+            if resident || few || waits || waited || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
                 return Err(Why::Split("no kernel has both axes".into()));
             }
         }
