@@ -79,14 +79,15 @@ pub struct Fused {
 /// # Errors
 /// An axis without a number that must stand in a tile, naming it; otherwise a bug.
 pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
-    let fused = fuse_as(f, options)?;
-    if fused.programs.len() > 1
-        && options.scratch
-        && let Some(gathered) = super::gather::gather(f)?
-    {
-        let other = fuse_as(&gathered, options)?;
-        if other.work(f, options) < fused.work(f, options) {
-            return Ok(other);
+    let mut fused = fuse_as(f, options)?;
+    if options.scratch && fused.programs.len() > 1 {
+        for products in [false, true] {
+            if let Some(gathered) = super::gather::gather(f, products)? {
+                let other = fuse_as(&gathered, options)?;
+                if other.work(f, options) < fused.work(f, options) {
+                    fused = other;
+                }
+            }
         }
     }
     Ok(fused)
