@@ -128,6 +128,25 @@ pub fn parse(file: &Path, name: Option<&str>) -> Result<Function, String> {
     Ok(f)
 }
 
+/// The one of `names` that is a slip of the pen away from `name`: at most a third of its letters differ (Levenshtein 1966).
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let letters: Vec<char> = name.chars().collect();
+    let distance = |other: &str| {
+        let mut row: Vec<usize> = (0..=letters.len()).collect();
+        for (i, c) in other.chars().enumerate() {
+            let mut left_above = row[0];
+            row[0] = i + 1;
+            for j in 1..row.len() {
+                let best = (left_above + usize::from(letters[j - 1] != c)).min(row[j] + 1).min(row[j - 1] + 1);
+                left_above = std::mem::replace(&mut row[j], best);
+            }
+        }
+        row[letters.len()]
+    };
+    let close = names.map(|n| (distance(n), n)).filter(|(d, n)| *d <= 1.max(name.chars().count().max(n.chars().count()) / 3));
+    close.min_by_key(|(d, _)| *d).map(|(_, n)| n)
+}
+
 /// `I=128,J=64`.
 pub fn dims(list: &[String]) -> Result<Bindings, String> {
     let mut b = Bindings::new();

@@ -1,6 +1,6 @@
 //! `run`: a program on tensors.
 
-use pushforward::input::{Random, Source, dims_of, save, tensors};
+use pushforward::input::{Random, Source, dims_of, nearest, save, tensors};
 use pushforward::machine;
 use ir::tensor::Tensor;
 use ir::types::DType;
@@ -54,7 +54,11 @@ pub fn run(a: &Args) -> Result<(), String> {
         let ty = f.ty(p.var);
         let t = match given.remove(&*p.name) {
             Some(t) => t,
-            None if a.inputs.is_some() => return Err(format!("run: {} has no tensor `{}` ({ty})", a.inputs.as_ref().map_or(String::new(), |p| p.display().to_string()), p.name)),
+            None if a.inputs.is_some() => {
+                let others = given.keys().map(String::as_str).filter(|n| f.param(n).is_none());
+                let near = nearest(&p.name, others).map_or(String::new(), |n| format!("; is `{n}` meant to be it?"));
+                return Err(format!("run: {} has no tensor `{}` ({ty}){near}", a.inputs.as_ref().map_or(String::new(), |p| p.display().to_string()), p.name));
+            }
             None => {
                 for s in ty.axes.iter().flat_map(|x| x.size.symbols()) {
                     bindings.entry(s).or_insert(8);
@@ -66,6 +70,12 @@ pub fn run(a: &Args) -> Result<(), String> {
             return Err(format!("run: input `{}` is {}, but the parameter is {ty}", p.name, t.dtype()));
         }
         inputs.push(if ty.dtype.is_float() { t.convert(dtype).convert(DType::F64) } else { t.convert(ty.dtype) });
+    }
+    // A misspelt name would otherwise be a tensor that nobody reads.
+    if let Some(extra) = given.keys().next() {
+        let near = nearest(extra, f.params.iter().map(|p| &*p.name));
+        let of = a.inputs.as_ref().map_or(String::new(), |p| p.display().to_string());
+        return Err(format!("run: {of} has a tensor `{extra}`, but `{}` has no such parameter{}", f.name, near.map_or(String::new(), |n| format!("; did you mean `{n}`?"))));
     }
     let start = Instant::now();
     let (out, preparation, kernels) = match a.on.as_str() {

@@ -1,4 +1,5 @@
-//! One case: tensors drawn from a seed, and how far the derivative and the machines are off on them.
+//! One case: tensors drawn from a seed, and how far the derivative and the machines are off on them. A JVP is compared with differences, a VJP
+//! with the JVP: ⟨J·t, c⟩ = ⟨t, Jᵀ·c⟩.
 
 use crate::input::Random;
 use ir::dim::{Bindings, Name};
@@ -6,6 +7,7 @@ use ir::graph::Function;
 use ir::reference::evaluate;
 use ir::tensor::{Tensor, relative_error};
 use ir::types::DType;
+use passes::ad::Transform;
 use runtime::cache::Cache;
 use runtime::cpu::Pool;
 
@@ -35,9 +37,37 @@ impl Values {
     }
 }
 
+/// Which derivative is checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Tangents.
+    Jvp,
+    /// Cotangents.
+    Vjp,
+}
+
+impl Mode {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Jvp => "jvp",
+            Mode::Vjp => "vjp",
+        }
+    }
+    /// In messages.
+    fn title(self) -> &'static str {
+        match self {
+            Mode::Jvp => "JVP",
+            Mode::Vjp => "VJP",
+        }
+    }
+}
+
 /// Everything that makes a case: the same case is the same tensors.
 #[derive(Clone, Debug)]
 pub struct Case {
+    /// Which derivative.
+    pub mode: Mode,
     /// Parameters to differentiate along.
     pub wrt: Vec<Name>,
     /// Where the random numbers start.
@@ -46,28 +76,31 @@ pub struct Case {
     pub given: Bindings,
     /// What tensors hold.
     pub values: Values,
+    /// Machines: positions in [`MACHINES`].
+    pub machines: Vec<usize>,
 }
 
 /// What may be wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// The JVP is not the limit of difference quotients.
+    /// The JVP is not the limit of difference quotients, or the VJP not its transpose.
     Difference,
     /// The error of the difference quotient does not shrink with the square of the step.
     Order,
     /// The JVP is not linear in the tangent.
     Linearity,
-    /// A machine differs from the reference: its position in [`Figures::machines`].
+    /// A machine differs from the reference: its position in [`MACHINES`].
     Machine(usize),
 }
 
 const DIFFERENCE: f64 = 1e-6;
+const LAW: f64 = 1e-10;
 const ORDER: f64 = 1.7;
 /// Below this error a difference quotient that crosses a kink says nothing about its order.
 const SURE: f64 = 1e-8;
 const LINEARITY: f64 = 1e-10;
 /// Machines, the element type they get, and the bound on their error.
-const MACHINES: [(&str, DType, f64); 2] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5)];
+pub const MACHINES: [(&str, DType, f64); 3] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5), ("sim", DType::F32, 2e-5)];
 /// A machine may be off by as many times what the arithmetic of its type loses on the very case, where sums cancel.
 const LOSS: f64 = 4.0;
 
@@ -81,22 +114,28 @@ pub struct Off {
 }
 
 /// The bounds, as a sentence.
-pub fn bounds() -> String {
-    let machines: Vec<String> = MACHINES.iter().map(|(m, d, b)| format!("{m} in {d}{} {b:.0e}", if *d == DType::F64 { "" } else { " against the reference on the rounded inputs" })).collect();
-    format!("bounds: difference {DIFFERENCE:.0e}, order {ORDER}, linearity {LINEARITY:.0e}, {}\n(where sums cancel so that f32 arithmetic itself loses more: {LOSS} times that loss)", machines.join(", "))
+pub fn bounds(mode: Mode, machines: &[usize]) -> String {
+    let machines: Vec<String> = machines.iter().map(|i| &MACHINES[*i]).map(|(m, d, b)| format!("{m} in {d}{} {b:.0e}", if *d == DType::F64 { "" } else { " against the reference on the rounded inputs" })).collect();
+    let derivative = match mode {
+        Mode::Jvp => format!("difference {DIFFERENCE:.0e}, order {ORDER}"),
+        Mode::Vjp => format!("dot products {LAW:.0e}"),
+    };
+    format!("bounds: {derivative}, linearity {LINEARITY:.0e}, {}\n(where sums cancel so that f32 arithmetic itself loses more: {LOSS} times that loss)", machines.join(", "))
 }
 
 /// One case's figures.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// `|jvp − difference| / |difference|` at the better of two steps.
+    /// Which derivative.
+    pub mode: Mode,
+    /// `|jvp − difference| / |difference|` at the better of two steps; of a VJP `|⟨J·t, c⟩ − ⟨t, Jᵀ·c⟩|` relative to the norms of the factors.
     pub difference: f64,
     /// log₂ of the error's ratio between steps h and h/2; 2 for a central difference that is not yet at rounding.
     pub order: Option<f64>,
-    /// `|jvp(t + 2u) − jvp(t) − 2·jvp(u)| / |jvp(t + 2u)|`.
+    /// `|jvp(t + 2u) − jvp(t) − 2·jvp(u)| / |jvp(t + 2u)|`; of a VJP in its cotangents.
     pub linearity: f64,
-    /// Per machine the error of the JVP against the reference, or why there is none.
-    pub machines: Vec<(&'static str, Result<Off, String>)>,
+    /// Per machine the error of the derivative against the reference, or why there is none.
+    pub machines: Vec<(usize, Result<Off, String>)>,
     /// The sizes that were taken.
     pub sizes: Bindings,
     /// Inputs and both answers, where they are few numbers.
@@ -109,7 +148,7 @@ impl Figures {
         // NaN is in no bound.
         let out = |x: f64, bound: f64| x.is_nan() || x >= bound;
         let mut faults = vec![];
-        if out(self.difference, DIFFERENCE) {
+        if out(self.difference, if self.mode == Mode::Jvp { DIFFERENCE } else { LAW }) {
             faults.push(Fault::Difference);
         } else if self.order.is_some_and(|o| o <= ORDER) && self.difference > SURE {
             faults.push(Fault::Order);
@@ -117,9 +156,9 @@ impl Figures {
         if out(self.linearity, LINEARITY) {
             faults.push(Fault::Linearity);
         }
-        for (i, (_, o)) in self.machines.iter().enumerate() {
+        for (i, o) in &self.machines {
             if o.as_ref().is_ok_and(|o| out(o.error, o.bound)) {
-                faults.push(Fault::Machine(i));
+                faults.push(Fault::Machine(*i));
             }
         }
         faults
@@ -127,12 +166,13 @@ impl Figures {
     /// A fault in words.
     pub fn sentence(&self, fault: Fault) -> String {
         match fault {
+            Fault::Difference if self.mode == Mode::Vjp => format!("the VJP misses the dot-product law by {:.2e} (bound {LAW:.0e})", self.difference),
             Fault::Difference => format!("the JVP differs from the difference quotient by {:.2e} (bound {DIFFERENCE:.0e})", self.difference),
             Fault::Order => format!("the difference quotient converges with order {:.2} (bound {ORDER})", self.order.unwrap_or(0.0)),
-            Fault::Linearity => format!("the JVP misses linearity by {:.2e} (bound {LINEARITY:.0e})", self.linearity),
+            Fault::Linearity => format!("the {} misses linearity by {:.2e} (bound {LINEARITY:.0e})", self.mode.title(), self.linearity),
             Fault::Machine(i) => {
                 let (name, dtype, bound) = MACHINES[i];
-                let off = self.machines[i].1.as_ref().copied().unwrap_or(Off { error: f64::NAN, bound });
+                let off = self.machines.iter().find(|m| m.0 == i).and_then(|m| m.1.as_ref().ok().copied()).unwrap_or(Off { error: f64::NAN, bound });
                 format!("{name} in {dtype} differs from the reference by {:.2e} (bound {:.0e})", off.error, off.bound)
             }
         }
@@ -202,8 +242,15 @@ fn draw(f: &Function, case: &Case, sizes: &Bindings, random: &mut Random) -> Res
 /// Measures a case; machines only if `machines`.
 ///
 /// # Errors
-/// A program that has no JVP or no value there.
+/// A program that has no derivative or no value there.
 pub fn measure(f: &Function, case: &Case, machines: bool) -> Result<Figures, String> {
+    match case.mode {
+        Mode::Jvp => measure_jvp(f, case, machines),
+        Mode::Vjp => measure_vjp(f, case, machines),
+    }
+}
+
+fn measure_jvp(f: &Function, case: &Case, machines: bool) -> Result<Figures, String> {
     let g = passes::ad::jvp(f, &case.wrt).map_err(|e| e.to_string())?;
     crate::input::verify(&g, "jvp")?;
     let mut random = Random(case.seed.wrapping_mul(0x1000_0001));
@@ -250,12 +297,80 @@ pub fn measure(f: &Function, case: &Case, machines: bool) -> Result<Figures, Str
     let linearity = apart(&tangents(&sum)?, &parts, floor);
     let mut errors = vec![];
     if machines {
-        for (i, (name, ..)) in MACHINES.iter().enumerate() {
-            errors.push((*name, against(&g, i, &along(&t), &sizes)?));
+        for i in &case.machines {
+            errors.push((*i, against(&g, *i, &along(&t), &sizes)?));
         }
     }
-    let witness = witness(f, case, &x, &t, (&jt, &near));
-    Ok(Figures { difference: if fine.is_nan() || mid.is_nan() { f64::NAN } else { fine.min(mid) }, order, linearity, machines: errors, sizes, witness })
+    let answers = format!("tangents of results: {} by the JVP, {} by differences", list(&jt), list(&near));
+    let witness = witness(f, case, &x, &t, jt.len(), answers);
+    Ok(Figures { mode: Mode::Jvp, difference: if fine.is_nan() || mid.is_nan() { f64::NAN } else { fine.min(mid) }, order, linearity, machines: errors, sizes, witness })
+}
+
+/// The dot-product law on the reference, linearity in the cotangents, and the machines on the program of the VJP.
+fn measure_vjp(f: &Function, case: &Case, machines: bool) -> Result<Figures, String> {
+    let g = Transform::Vjp(case.wrt.clone()).apply(f)?;
+    let forward = Transform::Jvp(case.wrt.clone()).apply(f)?;
+    let mut random = Random(case.seed.wrapping_mul(0x1000_0001));
+    let sizes = sizes(f, &case.given, &mut random);
+    let [x, t, _] = draw(f, case, &sizes, &mut random)?;
+    // Behind `f`'s own parameters stand the cotangents of its results.
+    let cotangents = &g.params[f.params.len()..];
+    let mut drawn = || -> Result<Vec<Tensor>, String> {
+        let one = |p: &ir::graph::Port| -> Result<Tensor, String> {
+            let shape = g.ty(p.var).sizes(&sizes).map_err(|e| e.to_string())?;
+            match case.values {
+                Values::Steps => Tensor::from_f64(DType::F64, &shape, &vec![1.0; shape.iter().product()]).map_err(|e| e.to_string()),
+                Values::Drawn => random.tensor(DType::F64, &shape),
+                Values::Rounded => {
+                    let tenths: Vec<f64> = random.tensor(DType::F64, &shape)?.to_f64().iter().map(|x| (x * 10.0).round() / 10.0).collect();
+                    Tensor::from_f64(DType::F64, &shape, &tenths).map_err(|e| e.to_string())
+                }
+            }
+        };
+        cotangents.iter().map(one).collect()
+    };
+    let (c, d) = (drawn()?, drawn()?);
+    let both = |c: &[Tensor]| -> Vec<Tensor> { x.iter().chain(c).cloned().collect() };
+    let gradients = |c: &[Tensor]| -> Result<Vec<f64>, String> {
+        let out = evaluate(&g, &both(c), &sizes).map_err(|e| e.to_string())?;
+        Ok(out.iter().skip(f.results.len()).flat_map(Tensor::to_f64).collect())
+    };
+    let along: Vec<Tensor> = case.wrt.iter().filter_map(|n| f.params.iter().position(|p| p.name == *n)).map(|i| t[i].clone()).collect();
+    let out = evaluate(&forward, &x.iter().chain(&along).cloned().collect::<Vec<_>>(), &sizes).map_err(|e| e.to_string())?;
+    // Both have one for every result that depends on the parameters, in the order of results; names count directions.
+    let (pushed, shapes): (Vec<&Tensor>, Vec<&[usize]>) = out.iter().skip(f.results.len()).map(|t| (t, t.shape())).unzip();
+    if !shapes.iter().copied().eq(c.iter().map(Tensor::shape)) || g.results.len() != f.results.len() + case.wrt.len() {
+        return Err(format!("the JVP has tangents of shapes {shapes:?}, the VJP cotangents {:?} and {} gradients", c.iter().map(Tensor::shape).collect::<Vec<_>>(), g.results.len() - f.results.len()));
+    }
+    let pushed: Vec<f64> = pushed.into_iter().flat_map(Tensor::to_f64).collect();
+    let flat = |v: &[Tensor]| v.iter().flat_map(Tensor::to_f64).collect::<Vec<f64>>();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (c_flat, t_flat, pulled) = (flat(&c), flat(&along), gradients(&c)?);
+    let scale = (norm(&pushed) * norm(&c_flat)).max(norm(&t_flat) * norm(&pulled));
+    let gap = (dot(&pushed, &c_flat) - dot(&t_flat, &pulled)).abs();
+    // Where nothing but what is left of sums that cancel is pushed, there are no digits to compare.
+    let difference = gap / if scale > 0.0 { scale.max(1e-4 * norm(&t_flat) * norm(&c_flat)) } else { 1.0 };
+    let sum: Vec<Tensor> = c
+        .iter()
+        .zip(&d)
+        .map(|(c, d)| {
+            let v: Vec<f64> = c.to_f64().iter().zip(d.to_f64()).map(|(c, d)| c + 2.0 * d).collect();
+            Tensor::from_f64(DType::F64, c.shape(), &v).map_err(|e| e.to_string())
+        })
+        .collect::<Result<_, _>>()?;
+    let parts: Vec<f64> = pulled.iter().zip(gradients(&d)?).map(|(a, b)| a + 2.0 * b).collect();
+    let linearity = apart(&gradients(&sum)?, &parts, 1e-4 * norm(&c_flat));
+    let mut errors = vec![];
+    if machines {
+        for i in &case.machines {
+            errors.push((*i, against(&g, *i, &both(&c), &sizes)?));
+        }
+    }
+    let of: Vec<String> = cotangents.iter().zip(&c).map(|(p, c)| format!("{} = {}", p.name, list(&c.to_f64()))).collect();
+    let answers = format!("{}\ntangents of results: {}; gradients: {}: {} and {} should be equal", of.join("  "), list(&pushed), list(&pulled), dot(&pushed, &c_flat), dot(&t_flat, &pulled));
+    let mut witness = witness(f, case, &x, &t, pushed.len(), answers);
+    witness = witness.iter().flat_map(|w| w.lines().map(String::from)).collect();
+    Ok(Figures { mode: Mode::Vjp, difference, order: None, linearity, machines: errors, sizes, witness })
 }
 
 /// How far a machine is off on inputs rounded to its type, or why it refuses the program.
@@ -270,6 +385,7 @@ fn against(g: &Function, machine: usize, inputs: &[Tensor], sizes: &Bindings) ->
     let interp = || crate::machine::interp(g, &rounded, sizes, dtype);
     let got = match name {
         "cpu" => crate::machine::cpu(g, sizes, dtype, &Cache::new(None)).and_then(|c| crate::machine::run_cpu(g, &c, &Pool::new(1), &rounded, sizes)),
+        "sim" => crate::machine::sim(g, &rounded, sizes, dtype, "sm_90a"),
         _ => interp(),
     };
     match got.map(worst) {
@@ -287,11 +403,14 @@ fn error(got: &Tensor, want: &Tensor) -> f64 {
     if e.is_finite() && w > 0.0 && w < 1e-9 { e * w } else { e }
 }
 
+fn list(v: &[f64]) -> String {
+    format!("[{}]", v.iter().map(|x| format!("{}", (x * 1e6).round() / 1e6)).collect::<Vec<_>>().join(", "))
+}
+
 /// Inputs, tangents and both answers in short, if there are few.
-fn witness(f: &Function, case: &Case, x: &[Tensor], t: &[Tensor], (jvp, difference): (&[f64], &[f64])) -> Vec<String> {
+fn witness(f: &Function, case: &Case, x: &[Tensor], t: &[Tensor], numbers: usize, answers: String) -> Vec<String> {
     const FEW: usize = 6;
-    let list = |v: &[f64]| format!("[{}]", v.iter().map(|x| format!("{}", (x * 1e6).round() / 1e6)).collect::<Vec<_>>().join(", "));
-    if x.iter().any(|t| t.len() > FEW) || jvp.len() > FEW {
+    if x.iter().any(|t| t.len() > FEW) || numbers > FEW {
         return vec![];
     }
     let mut lines = vec![];
@@ -299,6 +418,6 @@ fn witness(f: &Function, case: &Case, x: &[Tensor], t: &[Tensor], (jvp, differen
         let tangent = if case.wrt.contains(&p.name) { format!("  {}.t = {}", p.name, list(&t[i].to_f64())) } else { String::new() };
         lines.push(format!("{} = {}{tangent}", p.name, list(&x[i].to_f64())));
     }
-    lines.push(format!("tangents of results: {} by the JVP, {} by differences", list(jvp), list(difference)));
+    lines.push(answers);
     lines
 }

@@ -51,7 +51,7 @@ fn write(w: &mut Writer<Vec<u8>>, file: &str, report: &Result<Report, String>) -
                 w.write_event(Event::Start(counts(name, "testsuite", [rows.len() + errors.len(), failures, errors.len()])))?;
                 for row in rows {
                     let sizes: Vec<String> = row.figures.sizes.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                    let refusals: Vec<String> = row.figures.machines.iter().filter_map(|(m, o)| o.as_ref().err().map(|e| format!("{m} refuses: {e}"))).collect();
+                    let refusals: Vec<String> = row.figures.machines.iter().filter_map(|(m, o)| o.as_ref().err().map(|e| format!("{} refuses: {e}", super::MACHINES[*m].0))).collect();
                     let mut inside: Vec<(&str, &str)> = row.failure.iter().map(|f| ("failure", f.as_str())).collect();
                     inside.extend(refusals.iter().map(|r| ("system-out", r.as_str())));
                     case(w, &format!("{file}:{name}"), &format!("seed {} {}", row.seed, sizes.join(" ")), &inside)?;

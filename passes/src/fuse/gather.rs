@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside
+//! known    c₁·Σ_x u₁ ± c₂·Σ_x u₂          =>  Σ_x K                     K = c₁·u₁ ± c₂·u₂ is an equation of the function
 //! ```
 //!
 //! The normal form has the left side, because a kernel that does not know c₁ and c₂ before its loop ends can only carry the two sums. Where they are known,
@@ -11,7 +12,8 @@ use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
 use ir::graph::{Eqn, Function, Var};
-use ir::prim::{Elementwise, Prim};
+use ir::prim::{Elementwise, Prim, ReduceKind};
+use ir::types::Type;
 use std::collections::{BTreeMap, HashMap};
 
 /// `± Π above / Π below`.
@@ -30,32 +32,35 @@ struct Term {
     b: Var,
 }
 
-/// `f` with its sums gathered; none if there is nothing to gather.
+/// A sum of products: per product its factors above and below, sorted, and how often it is added.
+type Sum = BTreeMap<(Vec<Var>, Vec<Var>), i64>;
+
+/// `f` with its sums gathered, those of products only where `products`; none if there is nothing to gather.
 ///
 /// # Errors
 /// A bug: equations that do not fit any more.
-pub fn gather(f: &Function) -> Result<Option<Function>, Error> {
-    let mut g = Gather { f, definitions: f.definitions(), users: vec![0; f.vars.len()], b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new() };
+pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
+    let mut g = Gather { f, definitions: f.definitions(), users: vec![0; f.vars.len()], b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
     f.eqns.iter().flat_map(|e| &e.args).chain(f.results.iter().map(|r| &r.var)).for_each(|a| g.users[a.index()] += 1);
     for p in &f.params {
         let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
         g.at.insert(p.var, v);
     }
+    for e in f.eqns.iter().filter(|e| matches!(e.op, Prim::Elementwise(_)) && f.ty(e.out).dtype.is_float()) {
+        let mut sum = Sum::new();
+        g.expand(e.out, &Product::default(), &mut sum);
+        if sum.len() > 1 {
+            g.sums.push((sum, e.out));
+        }
+    }
     let mut any = false;
     for e in &f.eqns {
-        g.b.origin = e.origin.clone();
-        g.b.span = e.span;
-        let new = match g.gathered(e)? {
-            Some(v) => {
-                any = true;
-                v
-            }
-            None => g.copied(e)?,
+        let gathered = match g.known(e)? {
+            None if products => g.gathered(e)?,
+            known => known,
         };
-        if let Some(n) = &f.vars[e.out.index()].name {
-            g.b.name(new, n.clone());
-        }
-        g.at.insert(e.out, new);
+        any |= gathered.is_some();
+        g.define(e, gathered)?;
     }
     for r in &f.results {
         let v = g.at[&r.var];
@@ -74,11 +79,95 @@ struct Gather<'a> {
     at: HashMap<Var, Var>,
     /// Sums and products by their operands in order.
     commuted: BTreeMap<(bool, Var, Var), Var>,
+    /// Values that add up products, in order of definition.
+    sums: Vec<(Sum, Var)>,
 }
 
 impl Gather<'_> {
     fn eqn(&self, v: Var) -> Option<&Eqn> {
         self.definitions[v.index()].map(|i| &self.f.eqns[i])
+    }
+    /// Puts `e` into the new function, as `new` if given.
+    fn define(&mut self, e: &Eqn, new: Option<Var>) -> Result<(), Error> {
+        if self.at.contains_key(&e.out) {
+            return Ok(());
+        }
+        self.b.origin = e.origin.clone();
+        self.b.span = e.span;
+        let v = match new {
+            Some(v) => v,
+            None => self.copied(e)?,
+        };
+        if let Some(n) = &self.f.vars[e.out.index()].name {
+            self.b.name(v, n.clone());
+        }
+        self.at.insert(e.out, v);
+        Ok(())
+    }
+    /// Puts what `v` needs into the new function, ahead of its turn.
+    fn need(&mut self, v: Var) -> Result<(), Error> {
+        let mut open = vec![v];
+        let mut order = vec![];
+        while let Some(v) = open.pop() {
+            if let Some(i) = self.definitions[v.index()].filter(|i| !self.at.contains_key(&v) && !order.contains(i)) {
+                order.push(i);
+                open.extend(&self.f.eqns[i].args);
+            }
+        }
+        order.sort_unstable();
+        let f = self.f;
+        order.into_iter().try_for_each(|i| self.define(&f.eqns[i], None))
+    }
+    /// Adds the products of `by·v` to `sum`; quotients by sums stay as they are.
+    fn expand(&self, v: Var, by: &Product, sum: &mut Sum) {
+        let mut p = Product { negative: by.negative, above: vec![], below: by.below.clone() };
+        self.product(v, &mut p, false);
+        // A factor that is itself a sum, opened once it is the only one left to open.
+        let adds = |v: &Var| self.eqn(*v).is_some_and(|e| matches!(e.op, Prim::Elementwise(Elementwise::Add | Elementwise::Sub)));
+        if p.above.len() == 1 && adds(&p.above[0]) {
+            let Some(e) = self.eqn(p.above[0]) else { return };
+            let minus = e.op == Prim::Elementwise(Elementwise::Sub);
+            let rest = |negative: bool| Product { negative, above: by.above.clone(), below: p.below.clone() };
+            self.expand(e.args[0], &rest(p.negative), sum);
+            self.expand(e.args[1], &rest(p.negative != minus), sum);
+            return;
+        }
+        p.above.extend(&by.above);
+        p.above.sort();
+        p.below.sort();
+        let n = if p.negative { -1 } else { 1 };
+        *sum.entry((p.above, p.below)).or_insert(0) += n;
+    }
+    /// The right side of `known` for equation `e`, if it is a left side.
+    fn known(&mut self, e: &Eqn) -> Result<Option<Var>, Error> {
+        if !matches!(e.op, Prim::Elementwise(Elementwise::Add | Elementwise::Sub)) || !self.f.ty(e.out).dtype.is_float() {
+            return Ok(None);
+        }
+        let (mut sum, mut over, mut open): (Sum, Option<Vec<Name>>, _) = (Sum::new(), None, vec![(e.out, false)]);
+        while let Some((v, negative)) = open.pop() {
+            let Some(e) = self.eqn(v) else { return Ok(None) };
+            if let Prim::Elementwise(op @ (Elementwise::Add | Elementwise::Sub)) = &e.op {
+                open.extend([(e.args[0], negative), (e.args[1], negative != (*op == Elementwise::Sub))]);
+                continue;
+            }
+            let mut c = Product { negative, ..Product::default() };
+            self.product(v, &mut c, false);
+            let sums = |v: &Var| self.users[v.index()] == 1 && self.eqn(*v).is_some_and(|e| matches!(e.op, Prim::Reduce(ReduceKind::Sum, _)));
+            let mut leaves = c.above.iter().copied().filter(sums);
+            let (Some(leaf), None) = (leaves.next(), leaves.next()) else { return Ok(None) };
+            c.above.retain(|x| *x != leaf);
+            let Some(Eqn { op: Prim::Reduce(_, axes), args, .. }) = self.eqn(leaf) else { return Ok(None) };
+            let free = |x: &Var| !axes.iter().any(|n| self.f.ty(*x).has(n)) && self.f.ty(args[0]).covers(self.f.ty(*x));
+            if !c.above.iter().chain(&c.below).all(free) || over.get_or_insert_with(|| axes.clone()) != axes {
+                return Ok(None);
+            }
+            self.expand(args[0], &c, &mut sum);
+        }
+        let Some((_, known)) = self.sums.iter().find(|(s, v)| *s == sum && *v != e.out).cloned() else { return Ok(None) };
+        let Some(over) = over else { return Ok(None) };
+        self.need(known)?;
+        let v = self.b.reduce_sum(self.at[&known], &over)?;
+        Ok((same_order(self.b.ty(v), self.f.ty(e.out))).then_some(v))
     }
     fn copied(&mut self, e: &Eqn) -> Result<Var, Error> {
         let args: Vec<Var> = e.args.iter().map(|a| self.at[a]).collect();
@@ -188,9 +277,8 @@ impl Gather<'_> {
             Some(c) => self.commutative(Elementwise::Mul, c, sum)?,
             None => sum,
         };
-        let order = |t: &ir::types::Type| t.axes.iter().map(|a| a.name.clone()).collect::<Vec<Name>>();
         // The order of axes is the caller's: another one would be movement inside a kernel.
-        Ok((order(self.b.ty(all)) == order(self.f.ty(e.out))).then_some(all))
+        Ok(same_order(self.b.ty(all), self.f.ty(e.out)).then_some(all))
     }
     /// A product's value; none for that of nothing.
     fn build(&mut self, p: &Product) -> Result<Option<Var>, Error> {
@@ -215,6 +303,10 @@ impl Gather<'_> {
         }
         Ok(x)
     }
+}
+
+fn same_order(a: &Type, b: &Type) -> bool {
+    a.axes.iter().map(|a| &a.name).eq(b.axes.iter().map(|a| &a.name))
 }
 
 /// Takes the factors out of `products` that all of them have.

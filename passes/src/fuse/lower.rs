@@ -59,7 +59,9 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
     let lane_x = (k.resident && k.x.is_some()) || k.owned.is_some();
-    let dots_inside = inner_dots(p, k);
+    let (dots_inside, apart) = inner_dots(p, k);
+    // Products that the streamed axis keeps apart have their rows from another one.
+    let apart = apart && o.scratch && k.owned.is_none() && tiled > 1;
     let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
     let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
     for (i, a) in k.parallel.iter().enumerate() {
@@ -69,6 +71,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
             (false, 0) => Role::Block(o.lanes),
             (true, 0) if k.owned.is_none() => Role::Block(rows),
             (false, 1) if !dots_inside => Role::Block(rows),
+            (false, 1) if apart => Role::Block(o.stream),
             // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
         };
@@ -90,7 +93,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
             lanes = Some(AxisId(axes.len() as u32));
             Role::Full(bake(x, n))
         } else {
-            Role::Stream(stream)
+            Role::Stream(if apart { 1 } else { stream })
         };
         axes.push(TileAxis { name: x.name.clone(), size: x.size.clone(), role });
     }
@@ -135,22 +138,24 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     Ok(program)
 }
 
-/// Whether a dot stands inside the loop.
-fn inner_dots(p: &Partition, k: &Kernel) -> bool {
-    let Some(x) = &k.x else { return false };
+/// Whether a dot stands inside the loop; and whether all that do are products per element of x, which both operands have.
+fn inner_dots(p: &Partition, k: &Kernel) -> (bool, bool) {
+    let Some(x) = &k.x else { return (false, false) };
     let mut open: Vec<Var> = k.stats.keys().copied().collect();
     let mut seen = BTreeSet::new();
+    let (mut any, mut apart) = (false, true);
     while let Some(v) = open.pop() {
         if !seen.insert(v) || p.read(v).is_some() {
             continue;
         }
         let Some(e) = p.definitions[v.index()].map(|i| &p.f.eqns[i]) else { continue };
         if matches!(e.op, Prim::Contract(_)) && p.f.ty(v).has(&x.name) {
-            return true;
+            any = true;
+            apart &= e.args.iter().all(|a| p.f.ty(*a).has(&x.name));
         }
         open.extend(&e.args);
     }
-    false
+    (any, any && apart)
 }
 
 fn renumber(body: &mut [Stmt], place: &[BufferId]) {

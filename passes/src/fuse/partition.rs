@@ -40,9 +40,10 @@ pub struct Options {
     pub full: i64,
     /// The longest axis whose reductions keep their row in the tile instead of streaming.
     pub resident: i64,
-    /// The longest axis that an instance may have whole in its lanes beside a streamed one, so that sums over both share what they have
-    /// in common (`docs/streaming.md`); 0 on machines whose instances hold tiles in registers.
-    pub owned: i64,
+    /// Whether instances keep tiles in memory of their own, as on a CPU, rather than in registers: then an instance may have a long axis whole
+    /// beside a streamed one, sums may run down columns, and rows of products that a streamed axis keeps apart are tiled
+    /// (`docs/streaming.md`).
+    pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
 }
@@ -50,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, owned: 0, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true }
     }
 }
 
@@ -62,7 +63,7 @@ impl Options {
     }
     /// The same for a CPU, whose instances have memory of their own.
     pub fn cpu(dims: &Bindings, dtype: DType) -> Options {
-        Options { owned: 1 << 16, ..Options::stored(dims, dtype) }
+        Options { scratch: true, ..Options::stored(dims, dtype) }
     }
 }
 
@@ -83,14 +84,15 @@ pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
     if let Some(c) = f.callees().first() {
         return Err(Error::new(format!("fuse: `{}` calls `{}`, and a kernel cannot", f.name, c.name)).hint("functions with calls become a sequence of launches: `run`, `bench`, `explain`"));
     }
-    let fused = fuse_as(f, options)?;
-    if fused.programs.len() > 1
-        && options.owned > 0
-        && let Some(gathered) = super::gather::gather(f)?
-    {
-        let other = fuse_as(&gathered, options)?;
-        if other.work(f, options) < fused.work(f, options) {
-            return Ok(other);
+    let mut fused = fuse_as(f, options)?;
+    if options.scratch && fused.programs.len() > 1 {
+        for products in [false, true] {
+            if let Some(gathered) = super::gather::gather(f, products)? {
+                let other = fuse_as(&gathered, options)?;
+                if other.work(f, options) < fused.work(f, options) {
+                    fused = other;
+                }
+            }
         }
     }
     Ok(fused)
@@ -124,6 +126,11 @@ fn fuse_as(f: &Function, options: &Options) -> Result<Fused, Error> {
     p.realize(f.results.iter().map(|r| (r.name.clone(), r.var)).collect())?;
     Ok(p.fused)
 }
+
+/// The longest axis that an instance may have whole beside a streamed one.
+const OWNED: i64 = 1 << 16;
+/// Instances that a kernel must have, at least, if each of them has the whole of an axis that it could share out.
+const INSTANCES: i64 = 4;
 
 /// Why a set of targets is no kernel.
 pub(super) enum Why {
@@ -332,7 +339,7 @@ impl Partition<'_> {
             if parallel.contains(&a.name) || is_x(&a.name) || whole.iter().any(|(w, _)| w.name == a.name) {
                 continue;
             }
-            match self.whole(&a, if is_owned(&a.name) { self.options.owned } else { self.options.full }) {
+            match self.whole(&a, if is_owned(&a.name) { OWNED } else { self.options.full }) {
                 Some(n) => whole.push((a, n)),
                 None if dots_inside && !several(targets) => {
                     let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
@@ -350,15 +357,29 @@ impl Partition<'_> {
         let resident = x.as_ref().is_some_and(|x| {
             self.whole(x, self.options.resident).is_some() && !dots_inside && outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Reduce(..)))
         });
-        let stats = if resident { BTreeMap::new() } else { self.passes(&outer, &below) };
+        let once = |s: &BTreeMap<Var, Stat>| s.values().all(|s| s.pass == 0) && stores.iter().all(|s| !s.2.of.iter().any(|(n, _)| is_x(n)));
+        let carried = if resident && !(self.options.scratch && self.strided(&closure, &is_x, &parallel)) { None } else { Some(self.passes(&outer, &below)) };
+        let (resident, stats) = match carried.filter(|s| !resident || once(s)) {
+            Some(stats) => (false, stats),
+            None => (true, BTreeMap::new()),
+        };
         let owned = whole.iter().map(|w| &w.0).find(|a| is_owned(&a.name)).cloned();
         let across: Vec<Var> = inner.iter().filter(|r| reduced(&f.eqns[**r]).unwrap_or_default().iter().any(is_owned)).map(|r| f.eqns[*r].out).collect();
         if owned.is_some() {
-            // All in one pass; what is summed over lanes are products, and it does not wait for what is carried.
+            // All in one pass over the lanes of each tile: what is summed over them are products, and neither waits for what is carried, nor
+            // does anything else with lanes wait for it, which would have to be kept for all of them.
+            let sums: BTreeSet<usize> = across.iter().filter_map(|v| self.definitions[v.index()]).collect();
+            let waited = outer.iter().chain(&sums).any(|r| f.eqns[*r].args.iter().any(|a| below.get(a).is_some_and(|b| !b.is_disjoint(&sums))));
             let along = |v: &Var| f.ty(*v).axes.iter().any(|a| is_x(&a.name));
             let waits = stores.iter().filter(|s| along(&s.1)).any(|s| below.get(&s.1).is_some_and(|b| outer.iter().any(|r| b.contains(r))));
+            // Without a product that both kinds of sums read, there is nothing to share.
+            let both = |v: Var| f.ty(v).axes.iter().any(|a| is_x(&a.name)) && f.ty(v).axes.iter().any(|a| is_owned(&a.name));
+            let apart = !inner.iter().any(|r| both(f.eqns[*r].out)) || !outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Contract(_)));
             let products = across.iter().all(|v| self.product_over(*v, owned.as_ref().map(|a| &a.name)) && along(v));
-            if resident || waits || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
+            // Fewer instances would leave cores idle.
+            let few = |axes: &[Axis]| axes.iter().try_fold(1i64, |n, a| a.size.eval(&self.options.dims).ok().map(|k| n.saturating_mul(k))).is_some_and(|n| n < INSTANCES);
+            let few = few(&parallel.iter().filter_map(axis).collect::<Vec<_>>());
+            if resident || apart || few || waits || waited || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
                 return Err(Why::Split("no kernel has both axes".into()));
             }
         }
@@ -373,6 +394,13 @@ impl Partition<'_> {
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
         Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats })
+    }
+    /// Whether what is read with most axes steps over memory along x, but not along an axis that instances share out.
+    fn strided(&self, closure: &[usize], is_x: &dyn Fn(&Name) -> bool, parallel: &BTreeSet<Name>) -> bool {
+        let reads: Vec<view::Strides> = closure.iter().flat_map(|i| &self.f.eqns[*i].args).filter_map(|v| self.read(*v)).map(|r| r.1).filter(|s| s.of.iter().any(|(n, _)| is_x(n))).collect();
+        let most = reads.iter().map(|s| s.of.len()).max().unwrap_or(0);
+        let beside = |s: &view::Strides| s.of.iter().any(|(n, d)| d.is_one() && parallel.contains(n)) && !s.of.iter().any(|(n, d)| d.is_one() && is_x(n));
+        most > 0 && reads.iter().filter(|s| s.of.len() == most).all(beside)
     }
     /// Whether `v` sums products over axis `n` alone, both operands having it, and the result an axis of one of them only.
     fn product_over(&self, v: Var, n: Option<&Name>) -> bool {

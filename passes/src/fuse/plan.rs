@@ -48,7 +48,7 @@ impl Partition<'_> {
     pub(super) fn plan(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
         let mut members: Vec<Member> = targets.into_iter().map(|(name, var)| Member { name, var, why: None }).collect();
         let mut groups = self.singles(&mut members)?;
-        if self.options.owned > 0 {
+        if self.options.scratch {
             groups = self.own(&members, groups);
         } else {
             self.join(&members, &mut groups);
