@@ -19,7 +19,7 @@ mod serial;
 mod stream;
 pub mod value;
 
-pub use schedule::{Schedule, default_schedule};
+pub use schedule::{Schedule, default_schedule, schedules};
 
 use crate::target::GpuTarget;
 use crate::text::Text;

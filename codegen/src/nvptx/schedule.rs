@@ -33,34 +33,39 @@ impl Schedule {
     }
 }
 
-/// The largest tiles that fit, by the number of registers and bytes that they take.
+/// Every schedule that the program has a plan for on the target, with the model's cost, the cheapest first; those whose registers the model finds too many come
+/// last, the one that needs least first.
 ///
 /// # Errors
 /// No schedule fits, or the program has no form on GPUs.
-pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
+pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>, Error> {
     let mut why = None;
-    let mut best: Option<(f64, Schedule)> = None;
-    // If the estimate says that none fits, the one that needs least.
-    let mut least: Option<(usize, Schedule)> = None;
+    // (too many registers by, cost)
+    let mut found: Vec<(usize, f64, Schedule)> = vec![];
     for s in candidates(p)? {
         match Plan::new(p, target, &s) {
             Ok(plan) => {
                 let need = registers(&plan);
-                if need > target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
-                    if least.as_ref().is_none_or(|l| need < l.0) {
-                        least = Some((need, s));
-                    }
-                    continue;
-                }
-                let cost = cost(&plan, target, need);
-                if best.as_ref().is_none_or(|b| cost < b.0) {
-                    best = Some((cost, s));
-                }
+                let most = target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads());
+                found.push((need.saturating_sub(most), cost(&plan, target, need), s));
             }
             Err(e) => why = Some(e),
         }
     }
-    best.map(|b| b.1).or(least.map(|l| l.1)).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+    if found.is_empty() {
+        return Err(why.unwrap_or_else(|| Error::Internal("no candidates".into())));
+    }
+    // Stable: among equals the earlier candidate.
+    found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    Ok(found.into_iter().map(|(_, cost, s)| (s, cost)).collect())
+}
+
+/// The cheapest schedule, by the model.
+///
+/// # Errors
+/// Those of [`schedules`].
+pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
+    schedules(p, target).map(|mut s| s.swap_remove(0).0)
 }
 
 /// Clocks of a multiprocessor per element of the iteration space, in loops of matrix products; 0 for everything else, where the first
@@ -244,6 +249,37 @@ pub fn registers(plan: &Plan) -> usize {
         };
         operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
     };
+    // Every operand of products without tensor cores, along the whole summed axis.
+    let whole = |group: &[ValueId]| -> usize {
+        let (mut operands, mut each) = (vec![], [0, 0]);
+        let mut extent = 0;
+        for v in group {
+            if let Dot::Matrix { n, k, terms } = &plan.dots[v] {
+                each = [plan.fragment.rows, plan.slots[n.index()]];
+                extent = plan.p.axis(*k).extent();
+                operands.extend(terms.iter().flat_map(|(l, r)| [(*l, 0), (*r, 1)]).filter(|(v, _)| plan.staged.contains_key(v)));
+            }
+        }
+        operands.sort();
+        operands.dedup();
+        operands.iter().map(|(_, side)| each[*side] * extent).sum()
+    };
+    // Two left operands in shared memory that share their only right one: the assembler runs loads ahead of the products, while copies fill another
+    // stage. Its figure is `ptxas`' 13.5.
+    let ahead = |group: &[ValueId]| -> usize {
+        let mut sides = [vec![], vec![]];
+        for v in group {
+            if let Dot::Matrix { terms, .. } = &plan.dots[v] {
+                sides[0].extend(terms.iter().map(|t| t.0).filter(|v| plan.staged.contains_key(v)));
+                sides[1].extend(terms.iter().map(|t| t.1));
+            }
+        }
+        sides.iter_mut().for_each(|s| {
+            s.sort();
+            s.dedup();
+        });
+        if plan.tensor && sides[0].len() > 1 && sides[1].len() == 1 && plan.schedule.stages > 1 { 46 } else { 0 }
+    };
     let mut most = 0;
     for s in &plan.body {
         match s {
@@ -251,6 +287,7 @@ pub fn registers(plan: &Plan) -> usize {
                 // Per value: where it is made, where it is read last, and where a product reads it last.
                 let end = l.body.len();
                 let mut lives: BTreeMap<ValueId, [usize; 3]> = BTreeMap::new();
+                let ahead = l.body.iter().map(|s| if let Step::Products(vs) = s { ahead(vs) } else { 0 }).max().unwrap_or(0);
                 l.carries.iter().for_each(|c| _ = lives.insert(c.inside, [0, 0, 0]));
                 for (i, s) in l.body.iter().enumerate() {
                     let mut read = |v: &ValueId, product: bool| {
@@ -301,10 +338,16 @@ pub fn registers(plan: &Plan) -> usize {
                         Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => 5 * size(*v),
                         _ => 0,
                     };
-                    most = most.max(alive(i) + own + 44);
+                    most = most.max(alive(i) + own + 44 + ahead);
                 }
             }
-            Step::Products(vs) => most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44),
+            Step::Products(vs) => {
+                most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44);
+                // Written out over the whole summed axis, and nothing is between the loads: all of them may be in flight.
+                if !plan.tensor {
+                    most = most.max(whole(vs));
+                }
+            }
             Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => most = most.max(6 * size(*v) + 44),
             Step::Let(v, _) if !plan.staged.contains_key(v) => most = most.max(2 * size(*v) + 30),
             _ => {}
