@@ -34,6 +34,9 @@ pub struct Args {
     /// What tensors hold: `drawn` at random; these `rounded` to two digits; or `steps`, few distinct numbers (for replaying a shrunk case)
     #[arg(long, default_value = "drawn", value_parser = ["drawn", "rounded", "steps"])]
     values: String,
+    /// A further machine: `sim` runs the GPU kernels in bf16, in the PTX machine
+    #[arg(long, value_parser = ["sim"])]
+    on: Option<String>,
     /// Also write the results in JUnit's format
     #[arg(long, value_name = "OUT.xml")]
     junit: Option<PathBuf>,
@@ -65,7 +68,7 @@ struct Report {
 /// # Panics
 /// Where `pushforward check FILE --cases CASES` ends with exit code 1.
 pub fn assert_program(file: impl Into<PathBuf>, cases: u64) {
-    let args = Args { file: file.into(), function: None, wrt: None, dim: vec![], cases, seed: 0, values: "drawn".into(), junit: None, json: false };
+    let args = Args { file: file.into(), function: None, wrt: None, dim: vec![], cases, seed: 0, values: "drawn".into(), on: None, junit: None, json: false };
     if let Err(e) = run(&args) {
         panic!("{e}");
     }
@@ -106,7 +109,7 @@ fn check(a: &Args) -> Result<Report, String> {
             Some(w) => names(w),
             None => f.params.iter().filter(|p| f.ty(p.var).dtype.is_float()).map(|p| p.name.clone()).collect(),
         };
-        if let Err(e) = one(a, &f, Case { wrt, seed: a.seed, given: given.clone(), values: Values::parse(&a.values) }, &mut report.rows) {
+        if let Err(e) = one(a, &f, Case { wrt, seed: a.seed, given: given.clone(), values: Values::parse(&a.values), sim: a.on.is_some() }, &mut report.rows) {
             report.errors.push((f.name.to_string(), e));
         }
     }
@@ -144,11 +147,13 @@ fn describe(a: &Args, f: &Function, case: &Case, figures: &Figures, original: &F
     }
     let dim = if sizes.is_empty() { String::new() } else { format!(" --dim {}", sizes.join(",")) };
     let values = if case.values == Values::Drawn { String::new() } else { format!(" --values {}", case.values.name()) };
-    out + &format!("  replay: pushforward check {} --fn {} --wrt {} --cases 1 --seed {}{dim}{values}", a.file.display(), f.name, wrt.join(","), case.seed)
+    let on = if case.sim { " --on sim" } else { "" };
+    out + &format!("  replay: pushforward check {} --fn {} --wrt {} --cases 1 --seed {}{dim}{values}{on}", a.file.display(), f.name, wrt.join(","), case.seed)
 }
 
 fn print_table(report: &Report) {
-    println!("{:<24} {:>6} {:>14} {:>7} {:>12} {:>12} {:>12}", "function", "seed", "vs difference", "order", "linearity", "interp f64", "cpu f32");
+    let sim = if report.rows.iter().any(|r| r.figures.machines.iter().any(|m| m.0 == "sim")) { format!(" {:>12}", "sim bf16") } else { String::new() };
+    println!("{:<24} {:>6} {:>14} {:>7} {:>12} {:>12} {:>12}{sim}", "function", "seed", "vs difference", "order", "linearity", "interp f64", "cpu f32");
     for r in &report.rows {
         let order = r.figures.order.map_or("-".into(), |o| format!("{o:.2}"));
         let machines: String = r.figures.machines.iter().map(|(_, o)| format!(" {:>12}", o.as_ref().map_or("refused".into(), |o| format!("{:.2e}", o.error)))).collect();
@@ -177,7 +182,7 @@ fn print_json(report: &Report) {
             let dims: std::collections::BTreeMap<String, i64> = r.figures.sizes.iter().map(|(k, v)| (k.to_string(), *v)).collect();
             json!({
                 "function": r.function, "seed": r.seed, "dims": dims, "difference": r.figures.difference, "order": r.figures.order, "linearity": r.figures.linearity,
-                "interp": error("interp"), "cpu": error("cpu"), "refused": refused, "good": r.faults.is_empty(),
+                "interp": error("interp"), "cpu": error("cpu"), "sim": error("sim"), "refused": refused, "good": r.faults.is_empty(),
             })
         })
         .collect();

@@ -9,13 +9,14 @@ use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use pushforward::input::{Random, Transform, dims, names};
+use codegen::assembler::Assembler;
+use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
-use runtime::pack::{Case, Expected, Input, Kernel, Pack};
+use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Instant;
 
 /// Arguments of `gpu`.
 #[derive(clap::Args)]
@@ -78,19 +79,22 @@ fn plans() -> Vec<Plan> {
     let mut check = |program, function, jvp, vjp, dtype, dims: &str| all.push(Plan { program, function, jvp, vjp, dtype, dims: dims.into(), flops: None });
     let qkv = "q,k,v";
     for dtype in [BF16, F16] {
+        // The second type at smaller sizes: the pack is to be carried.
+        let n = |n: usize| if dtype == F16 { 2 * n / 3 } else { n };
         for (d, i, j) in [(64, 100, 230), (128, 70, 115), (256, 40, 75), (12, 37, 45), (28, 37, 45), (72, 50, 77), (80, 130, 70), (96, 33, 65)] {
+            let (i, j) = (n(i), n(j));
             for jvp in ["", qkv, "q"] {
                 check("plain", "attention", jvp, "", dtype, &format!("B=1,H=2,I={i},J={j},D={d}"));
             }
         }
         for d in [64, 128, 256, 72] {
-            check("plain", "attention", "", qkv, dtype, &format!("B=1,H=2,I=70,J=115,D={d}"));
+            check("plain", "attention", "", qkv, dtype, &format!("B=1,H=2,I={},J={},D={d}", n(70), n(115)));
         }
         for f in ["causal", "bias", "softcapped"] {
-            check("variants", f, "", qkv, dtype, "B=2,H=2,I=70,J=130,D=64,E=64");
+            check("variants", f, "", qkv, dtype, &format!("B=1,H=2,I={},J={},D=64,E=64", n(70), n(130)));
         }
         for f in ["causal", "window", "lengths", "bias", "softcapped", "alibi"] {
-            check("variants", f, qkv, "", dtype, "B=2,H=2,I=70,J=130,D=64,E=64");
+            check("variants", f, qkv, "", dtype, &format!("B=2,H=1,I={},J={},D=64,E=64", n(70), n(130)));
             check("variants", f, qkv, "", dtype, "B=2,H=2,I=130,J=70,D=32,E=40");
         }
         check("variants", "grouped", qkv, "", dtype, "B=1,H=4,G=2,I=70,J=130,D=64,E=64");
@@ -132,7 +136,10 @@ fn half(b: usize, h: usize, n: usize, d: usize) -> f64 {
 
 fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result<(), String> {
     let target = GpuTarget::named(target).map_err(|e| e.to_string())?;
-    let assembler = ptxas.map(Path::to_path_buf).or_else(|| Command::new("ptxas").arg("--version").output().ok().map(|_| "ptxas".into()));
+    let assembler = match ptxas {
+        Some(p) => Some(Assembler::at(p)?),
+        None => Assembler::find(),
+    };
     std::fs::create_dir_all(output).map_err(|e| format!("cannot make {}: {e}", output.display()))?;
     let write = |name: &str, bytes: &[u8]| std::fs::write(output.join(name), bytes).map_err(|e| format!("cannot write {}: {e}", output.join(name).display()));
     let plans: Vec<(String, Plan)> = plans().into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
@@ -142,7 +149,7 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result
     let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
     for (name, plan) in &plans {
         bar.set_message(name.clone());
-        match case(name, plan, &target, assembler.as_deref(), output, &mut known, &write) {
+        match case(name, plan, &target, assembler.as_ref(), &mut known, &write) {
             Ok(c) => made.cases.push(c),
             Err(e) => {
                 bar.suspend(|| eprintln!("refused: {name}: {e}"));
@@ -152,9 +159,42 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if only.is_empty() {
+        made.generation = generation(&target, assembler.as_ref())?;
+    }
     write("manifest.json", &serde_json::to_vec(&made).map_err(|e| e.to_string())?)?;
     println!("{}: {} cases, {} kernels ({} assembled), {} refused", output.display(), made.cases.len(), known.len(), known.values().flatten().count(), made.refused.len());
     Ok(())
+}
+
+/// How long the JVP of attention takes from its text to code: medians of nine, nothing cached.
+fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<Generation>, String> {
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let mut out = vec![];
+    for d in [64i64, 128, 256] {
+        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None };
+        let (mut ptx, mut cubin) = (vec![], vec![]);
+        for _ in 0..9 {
+            let start = Instant::now();
+            let f = derived(&plan)?;
+            let fused = machine::compile(&f, &dims(&[plan.dims.clone()])?, plan.dtype)?;
+            let texts = fused.programs.iter().map(|p| nvptx::compile_default(p, target, false).map(|k| k.ptx)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+            ptx.push(start.elapsed().as_secs_f64());
+            if let Some(a) = assembler {
+                for t in &texts {
+                    a.assemble(t, &target.name)?;
+                }
+                cubin.push(start.elapsed().as_secs_f64());
+            }
+        }
+        let made = Generation { name: format!("JVP of attention, d {d}, bf16, {}", target.name), ptx: median(ptx), cubin: if cubin.is_empty() { None } else { Some(median(cubin)) } };
+        println!("{}: text to PTX {:.0} ms{}", made.name, made.ptx * 1e3, made.cubin.map_or(String::new(), |c| format!(", text to cubin {:.0} ms", c * 1e3)));
+        out.push(made);
+    }
+    Ok(out)
 }
 
 fn title(p: &Plan) -> String {
@@ -164,26 +204,23 @@ fn title(p: &Plan) -> String {
 
 type Write<'a> = &'a dyn Fn(&str, &[u8]) -> Result<(), String>;
 
-fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, output: &Path, known: &mut BTreeMap<String, Option<String>>, write: Write) -> Result<Case, String> {
+fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assembler>, known: &mut BTreeMap<String, Option<String>>, write: Write) -> Result<Case, String> {
     let f = derived(plan)?;
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
     let fused = machine::compile(&f, &known_sizes, plan.dtype)?;
-    let (mut kernels, mut bytes) = (vec![], 0.0);
+    let (mut kernels, mut bytes, mut exact) = (vec![], 0.0, true);
     for p in &fused.programs {
         let k = nvptx::compile_default(p, target, false).map_err(|e| e.to_string())?;
+        exact &= !k.ptx.contains(".approx");
         bytes += cost(p, &dims).map_err(|e| e.to_string())?.bytes() as f64;
         let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
         if !known.contains_key(&stem) {
             write(&format!("{stem}.ptx"), k.ptx.as_bytes())?;
             let cubin = match assembler {
                 Some(a) => {
-                    let (from, to) = (output.join(format!("{stem}.ptx")), output.join(format!("{stem}.cubin")));
-                    let out = Command::new(a).arg(format!("-arch={}", target.name)).arg(&from).arg("-o").arg(&to).output().map_err(|e| format!("{}: {e}", a.display()))?;
-                    if !out.status.success() {
-                        return Err(format!("ptxas: {}", String::from_utf8_lossy(&out.stderr).trim()));
-                    }
+                    write(&format!("{stem}.cubin"), &a.assemble(&k.ptx, &target.name)?.cubin)?;
                     Some(format!("{stem}.cubin"))
                 }
                 None => None,
@@ -193,19 +230,22 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
         kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known[&stem].clone(), signature: k.signature });
     }
     let (mut inputs, mut expected, mut tensors) = (vec![], vec![], vec![]);
-    let mut random = Random(1);
     let stem: String = Sha256::digest(name).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    for p in &f.params {
+    for (i, p) in f.params.iter().enumerate() {
         let ty = f.ty(p.var);
         let shape = ty.sizes(&dims).map_err(|e| e.to_string())?;
         let dtype = if ty.dtype.is_float() { plan.dtype } else { ty.dtype };
-        let file = plan.flops.is_none().then(|| format!("{stem}.{}", p.name));
-        if let Some(file) = &file {
-            let t = random.draw(&f, p.var, &dims)?.convert(dtype);
-            write(file, &t.to_bytes())?;
-            tensors.push(t);
+        let from = match domain(&f, p.var) {
+            Domain::Anything if ty.dtype.is_float() => From::Normal,
+            Domain::Anything => From::Below(2),
+            Domain::Interval(low, high) => From::Interval(low, high),
+            Domain::Below(n) => From::Below(n.eval(&dims).map_err(|e| e.to_string())?.max(0) as u64),
+        };
+        let drawn = Drawn { seed: (i as u64 + 1) << 32, from };
+        if plan.flops.is_none() {
+            tensors.push(drawn.tensor(dtype, &shape).map_err(|e| e.to_string())?);
         }
-        inputs.push(Input { name: p.name.clone(), dtype, shape, file });
+        inputs.push(Input { name: p.name.clone(), dtype, shape, drawn });
     }
     if plan.flops.is_none() {
         let bound = match plan.dtype {
@@ -213,10 +253,20 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
             DType::F16 => 6e-4,
             _ => 2e-5,
         };
-        for (r, t) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?) {
+        // Where nothing is approximate, a device gives the bits of the PTX machine.
+        let same = if exact { Some(machine::sim_of(&f, &fused, &tensors, &dims, &target.name)?) } else { None };
+        for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);
             write(&file, &t.convert(DType::F32).to_bytes())?;
-            expected.push(Expected { name: r.name.clone(), shape: t.shape().to_vec(), file, bound });
+            let exact = match &same {
+                Some(out) => {
+                    let file = format!("{stem}.{}.sim", r.name);
+                    write(&file, &out[i].to_bytes())?;
+                    Some(file)
+                }
+                None => None,
+            };
+            expected.push(Expected { name: r.name.clone(), shape: t.shape().to_vec(), file, bound, exact });
         }
     }
     Ok(Case { name: name.into(), dims, kernels, inputs, expected, flops: plan.flops, bytes })

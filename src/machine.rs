@@ -77,7 +77,12 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
-    each(f, inputs, dims, dtype, &mut |p, dims, x| in_sim(&ptx(p, target)?, dims, x))
+    sim_of(f, &compile(f, dims, dtype)?, inputs, dims, target)
+}
+
+/// The same of block programs that were made before, perhaps without knowing all of `dims`.
+pub fn sim_of(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
+    launches(f, fused, inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target)?, dims, x))
 }
 
 /// One kernel in the PTX machine: inputs in buffer order, outputs in buffer order.

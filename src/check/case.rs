@@ -46,6 +46,8 @@ pub struct Case {
     pub given: Bindings,
     /// What tensors hold.
     pub values: Values,
+    /// GPU kernels run too, in the PTX machine.
+    pub sim: bool,
 }
 
 /// What may be wrong.
@@ -67,7 +69,10 @@ const ORDER: f64 = 1.7;
 const SURE: f64 = 1e-8;
 const LINEARITY: f64 = 1e-10;
 /// Machines, the element type they get, and the bound on their error.
-const MACHINES: [(&str, DType, f64); 2] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5)];
+/// The last one only where it is asked for.
+const MACHINES: [(&str, DType, f64); 3] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5), ("sim", DType::BF16, 5e-3)];
+/// The architecture whose kernels `sim` runs.
+const ARCHITECTURE: &str = "sm_90a";
 /// A machine may be off by as many times what the arithmetic of its type loses on the very case, where sums cancel.
 const LOSS: f64 = 4.0;
 
@@ -250,7 +255,7 @@ pub fn measure(f: &Function, case: &Case, machines: bool) -> Result<Figures, Str
     let linearity = apart(&tangents(&sum)?, &parts, floor);
     let mut errors = vec![];
     if machines {
-        for (i, (name, ..)) in MACHINES.iter().enumerate() {
+        for (i, (name, ..)) in MACHINES.iter().enumerate().filter(|(_, m)| m.0 != "sim" || case.sim) {
             errors.push((*name, against(&g, i, &along(&t), &sizes)?));
         }
     }
@@ -270,6 +275,7 @@ fn against(g: &Function, machine: usize, inputs: &[Tensor], sizes: &Bindings) ->
     let interp = || crate::machine::interp(g, &rounded, sizes, dtype);
     let got = match name {
         "cpu" => crate::machine::cpu(g, sizes, dtype, &Cache::new(None)).and_then(|c| crate::machine::run_cpu(g, &c, &Pool::new(1), &rounded, sizes)),
+        "sim" => crate::machine::sim(g, &rounded.iter().map(|t| if t.dtype().is_float() { t.convert(dtype) } else { t.clone() }).collect::<Vec<_>>(), sizes, dtype, ARCHITECTURE),
         _ => interp(),
     };
     match got.map(worst) {
