@@ -59,7 +59,11 @@ pub fn run(a: &Args) -> Result<(), String> {
             (p.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), p, vec![])
         }
         Loaded::Function(f) => {
-            let options = pipeline::options(&dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
+            let (dims, dtype) = (dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
+            let options = match &target {
+                Target::Cpu(_) => passes::fuse::Options::cpu(&dims, dtype),
+                Target::Gpu(_) => passes::fuse::Options::stored(&dims, dtype),
+            };
             let mut stage = Stage::Function(f.clone());
             if a.dump.is_some() {
                 write("01-source.pf".into(), ir::text::print_function(&pushforward::input::parse(&a.source.file, a.source.function.as_deref())?).as_bytes())?;

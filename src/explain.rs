@@ -35,7 +35,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         Loaded::Programs(programs) => (programs.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), vec![], dims(&a.dim)?, Fused { programs, notes: vec![] }),
         Loaded::Function(f) => {
             let dims = dims_of(&[&f], &a.dim)?;
-            let fused = pushforward::machine::compile(&f, &dims, DType::parse(&a.dtype).unwrap_or(DType::F32))?;
+            let fused = pushforward::machine::compile_by(&f, &passes::fuse::Options::cpu(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32)))?;
             let active: Vec<String> = f.params.iter().filter(|p| p.name.contains(".t")).map(|p| p.name.to_string()).collect();
             (f.name.to_string(), active, dims, fused)
         }

@@ -8,6 +8,7 @@ use ir::tensor::Tensor;
 use ir::tile::Program;
 use ir::types::DType;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,30 +26,8 @@ pub struct Source {
     pub transforms: Transforms,
 }
 
-/// A derivative of a function, along some of its parameters.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Transform {
-    /// Tangents of results from tangents of these.
-    Jvp(Vec<Name>),
-    /// Cotangents of these from cotangents of results.
-    Vjp(Vec<Name>),
-}
-
-impl Transform {
-    /// The derivative of `f`.
-    ///
-    /// # Errors
-    /// Those of the pass, and what the verifier refuses.
-    pub fn apply(&self, f: &Function) -> Result<Function, String> {
-        let (g, pass) = match self {
-            Transform::Jvp(wrt) => (passes::ad::jvp(f, wrt), "jvp"),
-            Transform::Vjp(wrt) => (passes::ad::vjp(f, wrt), "vjp"),
-        };
-        let g = g.map_err(|e| e.to_string())?;
-        verify(&g, pass)?;
-        Ok(g)
-    }
-}
+pub use passes::ad::Transform;
+pub use passes::{VERIFIER, verify};
 
 /// Transforms, in the order in which the command line has them.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -148,17 +127,6 @@ pub fn parse(file: &Path, name: Option<&str>) -> Result<Function, String> {
     Ok(f)
 }
 
-/// How a message starts that says that a pass has a bug.
-pub const VERIFIER: &str = "the verifier refuses what";
-
-/// The verifier after a pass; a failure names the pass and shows the program.
-pub fn verify(f: &Function, pass: &str) -> Result<(), String> {
-    ir::verify::verify(f).map_err(|e| {
-        let list = e.iter().map(|e| format!("  {e}\n")).collect::<String>();
-        format!("{VERIFIER} {pass} made:\n{list}{}", ir::text::print_function(f))
-    })
-}
-
 /// `I=128,J=64`.
 pub fn dims(list: &[String]) -> Result<Bindings, String> {
     let mut b = Bindings::new();
@@ -210,6 +178,26 @@ pub fn tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
             t.map(|t| (n.clone(), t)).map_err(|e| format!("{}: tensor `{n}`: {e}", path.display()))
         })
         .collect()
+}
+
+/// Writes tensors as a safetensors file: beside the target first, so that an interrupted write leaves no half file behind under its name.
+pub fn save<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<(), String> {
+    let bytes: Vec<(&str, &Tensor, Vec<u8>)> = tensors.map(|(n, t)| (n, t, t.to_bytes())).collect();
+    let mut views = vec![];
+    for (n, t, b) in &bytes {
+        let dtype = match t.dtype() {
+            DType::F64 => safetensors::Dtype::F64,
+            DType::F32 => safetensors::Dtype::F32,
+            DType::BF16 => safetensors::Dtype::BF16,
+            DType::F16 => safetensors::Dtype::F16,
+            DType::I32 => safetensors::Dtype::I32,
+            DType::Bool => safetensors::Dtype::BOOL,
+        };
+        views.push((n.to_string(), TensorView::new(dtype, t.shape().to_vec(), b).map_err(|e| e.to_string())?));
+    }
+    let bytes = safetensors::serialize(views, &None).map_err(|e| e.to_string())?;
+    let part = path.with_extension("safetensors.part");
+    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// A small counter-based generator (SplitMix64): the same seed gives the same tensors everywhere.

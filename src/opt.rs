@@ -40,7 +40,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         Stage::Function(f) => dims_of(&[f], &a.dim)?,
         Stage::Programs(_) => pushforward::input::dims(&a.dim)?,
     };
-    let options = pipeline::options(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32));
+    let options = passes::fuse::Options::stored(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32));
     let out = pipeline::run(stage, &steps, &options, a.explain)?;
     if a.time {
         eprintln!("{:<16} {:>10}  {:>16} => after", "pass", "ms", "before");

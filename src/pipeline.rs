@@ -1,10 +1,9 @@
 //! Passes by name, and every pipeline as a list, on this one page. A pass is verified when it is done, and a failure names it.
 
 use crate::input::{names, verify};
-use ir::dim::{Bindings, Name};
+use ir::dim::Name;
 use ir::graph::Function;
 use ir::tile::Program;
-use ir::types::DType;
 use passes::fuse::{Fused, Options};
 use std::time::{Duration, Instant};
 
@@ -74,12 +73,6 @@ pub fn parse(list: &[String]) -> Result<Vec<Step>, String> {
         }
     };
     list.iter().filter(|t| !t.trim().is_empty()).map(one).collect()
-}
-
-/// How to fuse for inputs stored as `dtype`: f64 is computed in f64, all else in f32.
-pub fn options(dims: &Bindings, dtype: DType) -> Options {
-    let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, ..Options::default() }
 }
 
 /// One pass that was run.

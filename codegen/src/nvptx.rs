@@ -18,8 +18,9 @@ mod schedule;
 mod serial;
 mod stream;
 pub mod value;
+mod warpgroup;
 
-pub use schedule::{Schedule, default_schedule, schedules};
+pub use schedule::{Schedule, default_by_warps, default_schedule, schedules};
 
 use crate::target::GpuTarget;
 use crate::text::Text;
@@ -96,8 +97,9 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         buffers: plan.p.buffers.clone(),
         dims: plan.p.dims(),
         grid: Signature::grid_of(&plan.p),
-        block: plan.fragment.threads(),
+        block: plan.threads(),
         shared_bytes: plan.shared[2],
+        maps: warpgroup::maps(&plan),
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;
@@ -113,7 +115,8 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
         format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
     };
-    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).collect();
+    let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
+    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
     let mlir = format!(
         "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
          llvm.func @{symbol}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>, nvvm.minctasm = {} : i32}} {{\n{body}llvm.return\n}}\n}}\n",

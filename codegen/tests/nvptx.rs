@@ -8,9 +8,9 @@ use codegen::nvptx::{self, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::dim::Bindings;
 use ir::tensor::Tensor;
-use ir::tile::{Access, Program};
+use ir::tile::Program;
 use ir::types::DType;
-use runtime::sim::{Arg, Module, Options};
+use runtime::sim::{Module, Options};
 
 fn attention(wrt: &[&str], d: i64) -> Case {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/attention.pf")).unwrap();
@@ -35,31 +35,31 @@ fn every_class_has_code_for_every_target() {
 }
 
 /// One program in the PTX machine.
-fn launch(p: &Program, target: &str, dims: &Bindings, inputs: &[Tensor]) -> Vec<Tensor> {
-    let (_, k) = build(p, target);
+fn launch(p: &Program, by_warps: bool, dims: &Bindings, inputs: &[Tensor]) -> Vec<Tensor> {
+    let (s, k) = cases::build_as(p, "sm_90a", by_warps);
     let module = Module::parse(&k.ptx).unwrap_or_else(|e| panic!("{}: {e:?}", p.name));
-    let s = &k.signature;
-    let shape = |b: &ir::tile::Buffer| -> Vec<usize> { b.shape.iter().map(|d| d.eval(dims).unwrap() as usize).collect() };
-    let mut bytes: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
-    bytes.extend(s.buffers[inputs.len()..].iter().map(|b| vec![0; shape(b).iter().product::<usize>() * b.dtype.bytes()]));
-    let mut args: Vec<Arg> = vec![];
-    for (b, x) in s.buffers.iter().zip(&mut bytes) {
-        args.push(if b.access == Access::Input { Arg::Input(x) } else { Arg::Output(x) });
-    }
-    args.extend(s.dims.iter().map(|d| Arg::I64(dims[d])));
-    let grid = [cases::blocks(&k, dims) as u32, 1, 1];
-    module.launch(&s.symbol, grid, [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &Options::default()).unwrap_or_else(|e| panic!("{}: {e}", p.name));
-    drop(args);
-    s.buffers.iter().zip(&bytes).filter(|(b, _)| b.access == Access::Output).map(|(b, x)| Tensor::from_bytes(b.dtype, &shape(b), x).unwrap()).collect()
+    module.run(&k.signature, dims, inputs, &Options::default()).unwrap_or_else(|e| panic!("{}, {s:?}: {e}", p.name)).0
 }
 
 #[test]
 fn every_class_is_right_in_the_machine() {
+    right_in_the_machine(false);
+}
+
+/// The same by products of warps, for programs that have a form by warpgroups.
+#[test]
+fn products_of_warps_are_right_in_the_machine() {
+    right_in_the_machine(true);
+}
+
+fn right_in_the_machine(by_warps: bool) {
     let mut bad = vec![];
-    for c in all() {
+    let only = std::env::var("CASE").unwrap_or_default();
+    let warpgroups = |p: &Program| nvptx::default_schedule(p, &GpuTarget::named("sm_90a").unwrap()).unwrap().warpgroups;
+    for c in all().into_iter().filter(|c| c.name.contains(&only) && (!by_warps || c.programs.iter().any(warpgroups))) {
         let mut tensors = c.inputs.clone();
         let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            ir::tile::sequence::run(&c.programs, &mut tensors, &c.dims, &mut |p, d, x| Ok(launch(p, "sm_90a", d, x))).unwrap();
+            ir::tile::sequence::run(&c.programs, &mut tensors, &c.dims, &mut |p, d, x| Ok(launch(p, by_warps, d, x))).unwrap();
         }));
         if r.is_err() {
             bad.push(format!("{}: see above", c.name));
@@ -71,7 +71,7 @@ fn every_class_is_right_in_the_machine() {
             _ => 2e-5,
         };
         for (n, e) in c.errors(&tensors) {
-            println!("{} {n} {e:.1e}", c.name);
+            println!("{} {n} {e:.1e} {}", c.name, if !by_warps && c.programs.iter().all(warpgroups) { "by warpgroups" } else { "" });
             if e.is_nan() || e > bound {
                 bad.push(format!("{}: {n} is off by {e:e}", c.name));
             }

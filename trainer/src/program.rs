@@ -1,0 +1,218 @@
+//! What training runs: a function, its derivatives, and the machine that executes them, driven by names.
+//!
+//! A [`Program`] is derived, compiled and planned once. Parameters that stay (weights) are kept by [`Program::set`], converted to what the
+//! kernels read; what changes from run to run (latents, times, tangents, cotangents) is given to [`Program::run`].
+
+#[cfg(feature = "jit")]
+mod cpu;
+#[cfg(feature = "jit")]
+pub mod kernels;
+
+use ir::dim::{Bindings, Name};
+use ir::graph::Function;
+use ir::reference::evaluate;
+use ir::tensor::Tensor;
+use ir::types::{DType, Type};
+pub use passes::ad::{Checkpoint, Transform};
+use runtime::plan::Plan;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// The machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum On {
+    /// The f64 evaluator: the meaning of a program.
+    Reference,
+    /// Compiled for this CPU.
+    #[default]
+    Cpu,
+}
+
+/// How a program is compiled and run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Options {
+    /// The machine.
+    pub on: On,
+    /// What float parameters are stored in; `F64` is computed in f64, all else in f32.
+    pub dtype: DType,
+    /// What reverse mode keeps of a call.
+    pub checkpoint: Checkpoint,
+    /// Threads; `None` for what `PUSHFORWARD_THREADS` says, else all cores.
+    pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), threads: None }
+    }
+}
+
+/// A parameter or a result, as callers see it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Field {
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    pub ty: Type,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+}
+
+/// A derived function that is ready to run.
+pub struct Program {
+    f: Function,
+    dims: Bindings,
+    params: Vec<Field>,
+    results: Vec<Field>,
+    kept: BTreeMap<Name, Tensor>,
+    machine: Machine,
+}
+
+enum Machine {
+    Reference(DType),
+    #[cfg(feature = "jit")]
+    Cpu(Box<cpu::Cpu>),
+}
+
+impl Program {
+    /// `f` under `transforms`, in that order, for sizes `dims`.
+    ///
+    /// # Errors
+    /// Those of the transforms and of the compiler, and a size without a number.
+    pub fn new(f: &Function, transforms: &[Transform], dims: &Bindings, options: &Options) -> Result<Program, String> {
+        let mut f = f.clone();
+        for t in transforms {
+            f = t.apply_with(&f, options.checkpoint)?;
+        }
+        let field = |p: &ir::graph::Port| {
+            let ty = f.ty(p.var).clone();
+            let shape = ty.sizes(dims).map_err(|e| format!("`{}` of `{}`, {ty}: {e}", p.name, f.name))?;
+            Ok(Field { name: p.name.clone(), ty, shape })
+        };
+        let params = f.params.iter().map(field).collect::<Result<Vec<_>, String>>()?;
+        let results = f.results.iter().map(field).collect::<Result<Vec<_>, String>>()?;
+        let machine = match options.on {
+            On::Reference => Machine::Reference(options.dtype),
+            #[cfg(feature = "jit")]
+            On::Cpu => Machine::Cpu(Box::new(cpu::Cpu::new(&f, dims, options)?)),
+            #[cfg(not(feature = "jit"))]
+            On::Cpu => return Err("this build has no compiler (feature `jit`)".into()),
+        };
+        Ok(Program { f, dims: dims.clone(), params, results, kept: BTreeMap::new(), machine })
+    }
+    /// The function that runs, with all its derivatives.
+    pub fn function(&self) -> &Function {
+        &self.f
+    }
+    /// Parameters, those of the transforms included.
+    pub fn params(&self) -> &[Field] {
+        &self.params
+    }
+    /// Results.
+    pub fn results(&self) -> &[Field] {
+        &self.results
+    }
+    /// Kernel launches in a run; 0 on the reference evaluator.
+    pub fn launches(&self) -> usize {
+        match &self.machine {
+            Machine::Reference(_) => 0,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => c.launches(),
+        }
+    }
+    /// Distinct kernels; 0 on the reference evaluator.
+    pub fn kernels(&self) -> usize {
+        match &self.machine {
+            Machine::Reference(_) => 0,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => c.kernels(),
+        }
+    }
+    /// Bytes of parameters, results and what lies between them, known before anything runs; 0 on the reference evaluator, which does not say.
+    pub fn peak_bytes(&self) -> usize {
+        match &self.machine {
+            Machine::Reference(_) => 0,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => c.peak_bytes(),
+        }
+    }
+
+    /// The plan: launches, and where everything lies; `None` on the reference evaluator.
+    pub fn plan(&self) -> Option<&Plan> {
+        match &self.machine {
+            Machine::Reference(_) => None,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => Some(c.plan()),
+        }
+    }
+
+    /// Keeps `value` as the parameter `name`, for all runs until it is set again.
+    ///
+    /// # Errors
+    /// A name that is no parameter; a shape that is not the parameter's: both sides.
+    pub fn set(&mut self, name: &str, value: &Tensor) -> Result<(), String> {
+        let t = self.fit(name, value)?.into_owned();
+        self.kept.insert(name.into(), t);
+        Ok(())
+    }
+    /// [`Program::set`] without a copy, where the tensor has the type that is read already.
+    ///
+    /// # Errors
+    /// Those of [`Program::set`].
+    pub fn give(&mut self, name: &str, value: Tensor) -> Result<(), String> {
+        let t = match self.fit(name, &value)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(t) => Some(t),
+        };
+        self.kept.insert(name.into(), t.unwrap_or(value));
+        Ok(())
+    }
+    /// What is kept as the parameter `name`, as the machine reads it.
+    pub fn kept(&self, name: &str) -> Option<&Tensor> {
+        self.kept.get(name)
+    }
+    /// `value` as the machine reads parameter `name`.
+    fn fit<'a>(&self, name: &str, value: &'a Tensor) -> Result<Cow<'a, Tensor>, String> {
+        let p = self.params.iter().find(|p| *p.name == *name).ok_or_else(|| {
+            let names: Vec<&str> = self.params.iter().map(|p| &*p.name).take(16).collect();
+            format!("`{}` has no parameter `{name}`; it has {}{}", self.f.name, names.join(", "), if self.params.len() > 16 { ", …" } else { "" })
+        })?;
+        if value.shape() != p.shape {
+            return Err(format!("parameter `{name}` of `{}` is {} of shape {:?}, but the tensor has shape {:?}", self.f.name, p.ty, p.shape, value.shape()));
+        }
+        if value.dtype().is_float() != p.ty.dtype.is_float() {
+            return Err(format!("parameter `{name}` of `{}` is {}, but the tensor is {}", self.f.name, p.ty, value.dtype()));
+        }
+        let as_type = |d: DType| if value.dtype() == d { Cow::Borrowed(value) } else { Cow::Owned(value.convert(d)) };
+        Ok(match &self.machine {
+            Machine::Reference(d) if p.ty.dtype.is_float() && *d != DType::F64 => Cow::Owned(value.convert(*d).convert(DType::F64)),
+            Machine::Reference(_) => as_type(if p.ty.dtype.is_float() { DType::F64 } else { p.ty.dtype }),
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => as_type(c.stored(name).unwrap_or(p.ty.dtype)),
+        })
+    }
+
+    /// Every result, by name. `given` stands before what is kept.
+    ///
+    /// # Errors
+    /// A parameter that is neither given nor kept; a tensor that does not fit; those of the machine.
+    pub fn run(&self, given: &[(&str, &Tensor)]) -> Result<BTreeMap<Name, Tensor>, String> {
+        let mut own = BTreeMap::new();
+        for (n, t) in given {
+            own.insert(Name::from(*n), self.fit(n, t)?);
+        }
+        let mut inputs = vec![];
+        for p in &self.params {
+            inputs.push(own.get(&p.name).map(|t| &**t).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))?);
+        }
+        let out = match &self.machine {
+            Machine::Reference(_) => {
+                let inputs: Vec<Tensor> = inputs.into_iter().cloned().collect();
+                evaluate(&self.f, &inputs, &self.dims).map_err(|e| e.to_string())?
+            }
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => c.run(&inputs)?,
+        };
+        Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
+    }
+}
