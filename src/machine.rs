@@ -78,7 +78,7 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
     each(f, inputs, dims, dtype, &mut |p, dims, x| {
-        let k = ptx(p, target)?;
+        let k = ptx(p, target, dims)?;
         let s = &k.signature;
         let module = runtime::sim::Module::parse(&k.ptx).map_err(|e| Error::new(format!("sim: {}: {e:?}", s.symbol)))?;
         module.run(s, dims, x, &Default::default()).map(|r| r.0).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))
@@ -97,7 +97,7 @@ pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> R
         other => return Err(format!("cuda: compute capability {other:?} is below 8.0")),
     };
     each(f, inputs, dims, dtype, &mut |p, dims, x| {
-        let k = ptx(p, target)?;
+        let k = ptx(p, target, dims)?;
         let kernel = runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature)?;
         let outputs = outputs(&k.signature, dims)?;
         let mut memory = x.iter().map(|t| runtime::cuda::Memory::new(&gpu, &t.to_bytes())).collect::<Result<Vec<_>, _>>()?;
@@ -110,11 +110,11 @@ pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> R
     })
 }
 
-/// PTX by the default schedule.
-fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
+/// PTX by the default schedule for these sizes.
+fn ptx(p: &Program, target: &str, dims: &Bindings) -> Result<codegen::nvptx::Compiled, Error> {
     let bug = |e: codegen::Error| Error::new(e.to_string());
     let target = codegen::GpuTarget::named(target).map_err(bug)?;
-    codegen::nvptx::compile_default(p, &target, false).map_err(bug)
+    codegen::nvptx::compile_at(p, &target, dims, false).map_err(bug)
 }
 
 /// Shape and type of each output.
