@@ -78,7 +78,7 @@ pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, targe
 
 /// The same of block programs that were made before, perhaps without knowing all of `dims`.
 pub fn sim_of(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
-    launches(f, fused, inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target)?, dims, x))
+    launches(f, fused, inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x))
 }
 
 /// One kernel in the PTX machine: inputs in buffer order, outputs in buffer order.
@@ -101,7 +101,7 @@ pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Re
 pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
     let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
     let (device, target) = cuda_target()?;
-    each(f, inputs, dims, dtype, &mut |p, dims, x| on_cuda(&gpu, &crate::tune::kept(p, &target, &device)?, dims, x))
+    each(f, inputs, dims, dtype, &mut |p, dims, x| on_cuda(&gpu, &crate::tune::kept(p, &target, &device, dims)?, dims, x))
 }
 
 /// The first CUDA device's name, and the architecture to compile for.
@@ -132,11 +132,11 @@ pub fn on_cuda(gpu: &runtime::cuda::Gpu, k: &codegen::nvptx::Compiled, dims: &Bi
     outputs.iter().zip(&memory[x.len()..]).map(|((shape, d), m)| Tensor::from_bytes(*d, shape, &m.read()?)).collect()
 }
 
-/// PTX by the default schedule.
-fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
+/// PTX by the default schedule for these sizes.
+fn ptx(p: &Program, target: &str, dims: &Bindings) -> Result<codegen::nvptx::Compiled, Error> {
     let bug = |e: codegen::Error| Error::new(e.to_string());
     let target = codegen::GpuTarget::named(target).map_err(bug)?;
-    codegen::nvptx::compile_default(p, &target, false).map_err(bug)
+    codegen::nvptx::compile_at(p, &target, dims, false).map_err(bug)
 }
 
 /// Shape and type of each output.

@@ -4,6 +4,7 @@ use super::layout::Fragment;
 use super::plan::{Dot, Plan, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
+use ir::dim::Bindings;
 use ir::tile::{AxisId, Op, Program, Role, ValueId};
 use ir::types::DType;
 use std::collections::BTreeMap;
@@ -25,13 +26,15 @@ pub struct Schedule {
     pub blocks: usize,
     /// Matrix products are those of warpgroups, on tiles that a warpgroup more copies in bulk; else those of warps.
     pub warpgroups: bool,
+    /// Strides whose factors are not known are multiples of 16 bytes; the kernel's signature then demands it.
+    pub aligned: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -71,7 +74,15 @@ pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>
 /// # Errors
 /// Those of [`schedules`].
 pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
-    if let Some(s) = by_warpgroups(p, target)? {
+    default_schedule_at(p, target, &Bindings::new())
+}
+
+/// The same where `dims` are known: their divisors may be taken for granted.
+///
+/// # Errors
+/// Those of [`default_schedule`].
+pub fn default_schedule_at(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Schedule, Error> {
+    if let Some(s) = by_warpgroups(p, target, dims)? {
         return Ok(s);
     }
     default_by_warps(p, target)
@@ -86,7 +97,7 @@ pub fn default_by_warps(p: &Program, target: &GpuTarget) -> Result<Schedule, Err
 }
 
 /// The cheapest by warpgroups, if the program has a form by them that fits.
-fn by_warpgroups(p: &Program, target: &GpuTarget) -> Result<Option<Schedule>, Error> {
+fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Option<Schedule>, Error> {
     let (_, rows, dots) = roles(p)?;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
         return Ok(None);
@@ -100,8 +111,17 @@ fn by_warpgroups(p: &Program, target: &GpuTarget) -> Result<Option<Schedule>, Er
                     if two_blocks && stream % 64 != 0 {
                         continue;
                     }
-                    let s = Schedule::warpgroups(groups, cols, stream, stages);
-                    let Ok(plan) = Plan::new(p, target, &s) else { continue };
+                    let mut s = Schedule::warpgroups(groups, cols, stream, stages);
+                    let plan = match Plan::new(p, target, &s) {
+                        Ok(plan) => plan,
+                        Err(_) => {
+                            s.aligned = true;
+                            match Plan::new(p, target, &s) {
+                                Ok(plan) if plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0)) => plan,
+                                _ => continue,
+                            }
+                        }
+                    };
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
                     if registers(&plan) > most {
                         continue;
@@ -280,12 +300,12 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false });
             }
         }
         return Ok(out);
@@ -314,9 +334,9 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
     Ok(out)
 }
 
@@ -381,7 +401,7 @@ pub fn registers(plan: &Plan) -> usize {
         if plan.tensor && sides[0].len() > 1 && sides[1].len() == 1 && plan.schedule.stages > 1 { 46 } else { 0 }
     };
     // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
-    let others = if plan.ring.is_some() { 28 } else { 44 };
+    let others = if plan.ring.is_some() { 20 } else { 44 };
     let mut most = 0;
     for s in &plan.body {
         match s {
