@@ -3,19 +3,20 @@
 
 use clap::Subcommand;
 use codegen::GpuTarget;
-use codegen::nvptx;
+use codegen::nvptx::{self, Schedule};
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use pushforward::input::{Random, Transform, dims, names};
+use codegen::assembler::Assembler;
+use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
-use runtime::pack::{Case, Expected, Input, Kernel, Pack};
+use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Instant;
 
 /// Arguments of `gpu`.
 #[derive(clap::Args)]
@@ -38,6 +39,9 @@ enum What {
         /// Only cases with this in their name
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
+        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `2x96x2,3x64x2`
+        #[arg(long, default_value = "", value_name = "LIST")]
+        schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
         #[arg(long, value_name = "PATH")]
         ptxas: Option<PathBuf>,
@@ -46,8 +50,14 @@ enum What {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    let What::Pack { output, target, only, ptxas } = &a.command;
-    pack(output, target, only, ptxas.as_deref())
+    let What::Pack { output, target, only, ptxas, schedules } = &a.command;
+    let mut list = vec![];
+    for one in schedules.split(',').filter(|s| !s.is_empty()) {
+        let numbers = one.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
+        let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
+        list.push(Schedule::warpgroups(groups, 128, stream, stages));
+    }
+    pack(output, target, only, ptxas.as_deref(), &list)
 }
 
 /// Programs, by the name that cases call them by.
@@ -61,6 +71,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 
 /// One case to make: a function of a program, how it is derived, in which type, at which sizes, and the flops to divide by the time.
+#[derive(Clone)]
 struct Plan {
     program: &'static str,
     function: &'static str,
@@ -69,28 +80,43 @@ struct Plan {
     dtype: DType,
     dims: String,
     flops: Option<f64>,
+    form: Form,
+}
+
+/// Which of a program's forms.
+#[derive(Clone, PartialEq)]
+enum Form {
+    /// The default.
+    Default,
+    /// Matrix products of warps, where the default has those of warpgroups.
+    Warps,
+    /// This one.
+    Exact(Schedule),
 }
 
 /// Everything that is checked (small, odd sizes) and timed (large ones).
 fn plans() -> Vec<Plan> {
     use DType::{BF16, F16, F32};
     let mut all = vec![];
-    let mut check = |program, function, jvp, vjp, dtype, dims: &str| all.push(Plan { program, function, jvp, vjp, dtype, dims: dims.into(), flops: None });
+    let mut check = |program, function, jvp, vjp, dtype, dims: &str| all.push(Plan { program, function, jvp, vjp, dtype, dims: dims.into(), flops: None, form: Form::Default });
     let qkv = "q,k,v";
     for dtype in [BF16, F16] {
+        // The second type at smaller sizes: the pack is to be carried.
+        let n = |n: usize| if dtype == F16 { 2 * n / 3 } else { n };
         for (d, i, j) in [(64, 100, 230), (128, 70, 115), (256, 40, 75), (12, 37, 45), (28, 37, 45), (72, 50, 77), (80, 130, 70), (96, 33, 65)] {
+            let (i, j) = (n(i), n(j));
             for jvp in ["", qkv, "q"] {
                 check("plain", "attention", jvp, "", dtype, &format!("B=1,H=2,I={i},J={j},D={d}"));
             }
         }
         for d in [64, 128, 256, 72] {
-            check("plain", "attention", "", qkv, dtype, &format!("B=1,H=2,I=70,J=115,D={d}"));
+            check("plain", "attention", "", qkv, dtype, &format!("B=1,H=2,I={},J={},D={d}", n(70), n(115)));
         }
         for f in ["causal", "bias", "softcapped"] {
-            check("variants", f, "", qkv, dtype, "B=2,H=2,I=70,J=130,D=64,E=64");
+            check("variants", f, "", qkv, dtype, &format!("B=1,H=2,I={},J={},D=64,E=64", n(70), n(130)));
         }
         for f in ["causal", "window", "lengths", "bias", "softcapped", "alibi"] {
-            check("variants", f, qkv, "", dtype, "B=2,H=2,I=70,J=130,D=64,E=64");
+            check("variants", f, qkv, "", dtype, &format!("B=2,H=1,I={},J={},D=64,E=64", n(70), n(130)));
             check("variants", f, qkv, "", dtype, "B=2,H=2,I=130,J=70,D=32,E=40");
         }
         check("variants", "grouped", qkv, "", dtype, "B=1,H=4,G=2,I=70,J=130,D=64,E=64");
@@ -104,7 +130,7 @@ fn plans() -> Vec<Plan> {
             check("layers", f, "x", "", dtype, "A=3,B=2,N=12,D=16,H=3,J=33,E=24,F=40");
         }
     }
-    let mut time = |program, function, jvp, vjp, dims: String, flops: f64| all.push(Plan { program, function, jvp, vjp, dtype: BF16, dims, flops: Some(flops) });
+    let mut time = |program, function, jvp, vjp, dims: String, flops: f64| all.push(Plan { program, function, jvp, vjp, dtype: BF16, dims, flops: Some(flops), form: Form::Default });
     for d in [64usize, 128, 256] {
         for n in [1024usize, 2048, 4096, 8192, 16384] {
             let (b, h) = ((16384 / n).max(1), 2048 / d);
@@ -130,20 +156,35 @@ fn half(b: usize, h: usize, n: usize, d: usize) -> f64 {
     12.0 * (b * h * d) as f64 * (n * (n + 1) / 2) as f64
 }
 
-fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result<(), String> {
+fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules: &[Schedule]) -> Result<(), String> {
     let target = GpuTarget::named(target).map_err(|e| e.to_string())?;
-    let assembler = ptxas.map(Path::to_path_buf).or_else(|| Command::new("ptxas").arg("--version").output().ok().map(|_| "ptxas".into()));
+    let assembler = match ptxas {
+        Some(p) => Some(Assembler::at(p)?),
+        None => Assembler::find(),
+    };
     std::fs::create_dir_all(output).map_err(|e| format!("cannot make {}: {e}", output.display()))?;
     let write = |name: &str, bytes: &[u8]| std::fs::write(output.join(name), bytes).map_err(|e| format!("cannot write {}: {e}", output.join(name).display()));
-    let plans: Vec<(String, Plan)> = plans().into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
+    let mut forms = vec![];
+    for p in plans() {
+        forms.push(p.clone());
+        // Beside warpgroups, products of warps, in the same run.
+        if target.name == "sm_90a" && p.flops.is_some() {
+            forms.push(Plan { form: Form::Warps, ..p.clone() });
+            // One length tells which is best; kernels do not depend on it.
+            if p.dims.contains("I=8192") && p.vjp.is_empty() {
+                forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
+            }
+        }
+    }
+    let plans: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
     let bar = ProgressBar::new(plans.len() as u64).with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut made = Pack { toolkit: env!("CARGO_PKG_VERSION").into(), target: target.name.clone(), ..Pack::default() };
-    // Kernels by their text: one serves every length.
-    let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut known = Known::default();
     for (name, plan) in &plans {
         bar.set_message(name.clone());
-        match case(name, plan, &target, assembler.as_deref(), output, &mut known, &write) {
-            Ok(c) => made.cases.push(c),
+        match case(name, plan, &target, assembler.as_ref(), &mut known, &write) {
+            Ok(Some(c)) => made.cases.push(c),
+            Ok(None) => {}
             Err(e) => {
                 bar.suspend(|| eprintln!("refused: {name}: {e}"));
                 made.refused.push(format!("{name}: {e}"));
@@ -152,60 +193,139 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>) -> Result
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if only.is_empty() {
+        made.generation = generation(&target, assembler.as_ref())?;
+    }
     write("manifest.json", &serde_json::to_vec(&made).map_err(|e| e.to_string())?)?;
-    println!("{}: {} cases, {} kernels ({} assembled), {} refused", output.display(), made.cases.len(), known.len(), known.values().flatten().count(), made.refused.len());
+    println!("{}: {} cases, {} kernels ({} assembled), {} refused", output.display(), made.cases.len(), known.files.len(), known.files.values().flatten().count(), made.refused.len());
     Ok(())
+}
+
+/// How long the JVP of attention takes from its text to code: medians of nine, nothing cached.
+fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<Generation>, String> {
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let mut out = vec![];
+    for d in [64i64, 128, 256] {
+        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None };
+        let (mut ptx, mut cubin) = (vec![], vec![]);
+        for _ in 0..9 {
+            let start = Instant::now();
+            let f = derived(&plan)?;
+            let fused = machine::compile(&f, &dims(&[plan.dims.clone()])?, plan.dtype)?;
+            let texts = fused.programs.iter().map(|p| nvptx::compile_default(p, target, false).map(|k| k.ptx)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+            ptx.push(start.elapsed().as_secs_f64());
+            if let Some(a) = assembler {
+                for t in &texts {
+                    a.assemble(t, &target.name)?;
+                }
+                cubin.push(start.elapsed().as_secs_f64());
+            }
+        }
+        let made = Generation { name: format!("JVP of attention, d {d}, bf16, {}", target.name), ptx: median(ptx), cubin: if cubin.is_empty() { None } else { Some(median(cubin)) } };
+        println!("{}: text to PTX {:.0} ms{}", made.name, made.ptx * 1e3, made.cubin.map_or(String::new(), |c| format!(", text to cubin {:.0} ms", c * 1e3)));
+        out.push(made);
+    }
+    Ok(out)
+}
+
+/// What was compiled before.
+#[derive(Default)]
+struct Known {
+    /// By program and schedule, both as text: one kernel serves every length.
+    kernels: BTreeMap<(String, String), (String, nvptx::Compiled)>,
+    /// Assembled files by the stem of their text's.
+    files: BTreeMap<String, Option<String>>,
+    /// Stems of kernels that spill, or whose products the assembler serialises.
+    bad: BTreeSet<String>,
 }
 
 fn title(p: &Plan) -> String {
     let along = |what: &str, names: &str| if names.is_empty() { String::new() } else { format!(" {what} {names}") };
-    format!("{}{}{}{} {} {}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
+    let form = match &p.form {
+        Form::Default => String::new(),
+        Form::Warps => " by warps".into(),
+        Form::Exact(s) => format!(" by {} x {} x {}", s.rows / 64, s.stream, s.stages),
+    };
+    format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }
 
 type Write<'a> = &'a dyn Fn(&str, &[u8]) -> Result<(), String>;
 
-fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, output: &Path, known: &mut BTreeMap<String, Option<String>>, write: Write) -> Result<Case, String> {
+fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assembler>, known: &mut Known, write: Write) -> Result<Option<Case>, String> {
     let f = derived(plan)?;
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
     let fused = machine::compile(&f, &known_sizes, plan.dtype)?;
-    let (mut kernels, mut bytes) = (vec![], 0.0);
-    for p in &fused.programs {
-        let k = nvptx::compile_default(p, target, false).map_err(|e| e.to_string())?;
+    let (mut kernels, mut bytes, mut exact) = (vec![], 0.0, true);
+    let error = |e: codegen::Error| e.to_string();
+    // Sizes of attention's sequences are no strides; others are known.
+    let schedules = fused.programs.iter().map(|p| nvptx::default_schedule_at(p, target, &dims)).collect::<Result<Vec<_>, _>>().map_err(error)?;
+    if plan.form != Form::Default && !schedules.iter().any(|s| s.warpgroups) {
+        return Ok(None);
+    }
+    for (p, s) in fused.programs.iter().zip(schedules) {
+        let s = match &plan.form {
+            Form::Default => s,
+            Form::Warps => nvptx::default_by_warps(p, target).map_err(error)?,
+            Form::Exact(e) if s.warpgroups => e.clone(),
+            Form::Exact(_) => s,
+        };
+        let key = (p.to_string(), format!("{s:?}"));
+        if !known.kernels.contains_key(&key) {
+            let k = match nvptx::compile(p, target, &s) {
+                Ok(k) => k,
+                // One that does not fit is none to try.
+                Err(codegen::Error::Gpu(_)) if matches!(plan.form, Form::Exact(_)) => return Ok(None),
+                Err(e) => return Err(e.to_string()),
+            };
+            let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
+            known.kernels.insert(key.clone(), (stem, k));
+        }
+        let (stem, k) = known.kernels[&key].clone();
+        exact &= !k.ptx.contains(".approx");
         bytes += cost(p, &dims).map_err(|e| e.to_string())?.bytes() as f64;
-        let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
-        if !known.contains_key(&stem) {
+        if !known.files.contains_key(&stem) {
             write(&format!("{stem}.ptx"), k.ptx.as_bytes())?;
             let cubin = match assembler {
                 Some(a) => {
-                    let (from, to) = (output.join(format!("{stem}.ptx")), output.join(format!("{stem}.cubin")));
-                    let out = Command::new(a).arg(format!("-arch={}", target.name)).arg(&from).arg("-o").arg(&to).output().map_err(|e| format!("{}: {e}", a.display()))?;
-                    if !out.status.success() {
-                        return Err(format!("ptxas: {}", String::from_utf8_lossy(&out.stderr).trim()));
+                    let made = a.assemble(&k.ptx, &target.name)?;
+                    write(&format!("{stem}.cubin"), &made.cubin)?;
+                    if made.spills != [0, 0] || made.said.contains("C75") {
+                        eprintln!("note: {name}: {}", made.said.lines().filter(|l| l.contains("spill") || l.contains("C75")).collect::<Vec<_>>().join("; ").trim());
+                        known.bad.insert(stem.clone());
                     }
                     Some(format!("{stem}.cubin"))
                 }
                 None => None,
             };
-            known.insert(stem.clone(), cubin);
+            known.files.insert(stem.clone(), cubin);
         }
-        kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known[&stem].clone(), signature: k.signature });
+        if matches!(plan.form, Form::Exact(_)) && known.bad.contains(&stem) {
+            return Ok(None);
+        }
+        kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known.files[&stem].clone(), signature: k.signature });
     }
     let (mut inputs, mut expected, mut tensors) = (vec![], vec![], vec![]);
-    let mut random = Random(1);
     let stem: String = Sha256::digest(name).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    for p in &f.params {
+    for (i, p) in f.params.iter().enumerate() {
         let ty = f.ty(p.var);
         let shape = ty.sizes(&dims).map_err(|e| e.to_string())?;
         let dtype = if ty.dtype.is_float() { plan.dtype } else { ty.dtype };
-        let file = plan.flops.is_none().then(|| format!("{stem}.{}", p.name));
-        if let Some(file) = &file {
-            let t = random.draw(&f, p.var, &dims)?.convert(dtype);
-            write(file, &t.to_bytes())?;
-            tensors.push(t);
+        let from = match domain(&f, p.var) {
+            Domain::Anything if ty.dtype.is_float() => From::Normal,
+            Domain::Anything => From::Below(2),
+            Domain::Interval(low, high) => From::Interval(low, high),
+            Domain::Below(n) => From::Below(n.eval(&dims).map_err(|e| e.to_string())?.max(0) as u64),
+        };
+        let drawn = Drawn { seed: (i as u64 + 1) << 32, from };
+        if plan.flops.is_none() {
+            tensors.push(drawn.tensor(dtype, &shape).map_err(|e| e.to_string())?);
         }
-        inputs.push(Input { name: p.name.clone(), dtype, shape, file });
+        inputs.push(Input { name: p.name.clone(), dtype, shape, drawn });
     }
     if plan.flops.is_none() {
         let bound = match plan.dtype {
@@ -213,13 +333,23 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Path>, o
             DType::F16 => 6e-4,
             _ => 2e-5,
         };
-        for (r, t) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?) {
+        // Where nothing is approximate, a device gives the bits of the PTX machine.
+        let same = if exact { Some(machine::sim_of(&f, &fused, &tensors, &dims, &target.name)?) } else { None };
+        for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);
             write(&file, &t.convert(DType::F32).to_bytes())?;
-            expected.push(Expected { name: r.name.clone(), shape: t.shape().to_vec(), file, bound });
+            let exact = match &same {
+                Some(out) => {
+                    let file = format!("{stem}.{}.sim", r.name);
+                    write(&file, &out[i].to_bytes())?;
+                    Some(file)
+                }
+                None => None,
+            };
+            expected.push(Expected { name: r.name.clone(), shape: t.shape().to_vec(), file, bound, exact });
         }
     }
-    Ok(Case { name: name.into(), dims, kernels, inputs, expected, flops: plan.flops, bytes })
+    Ok(Some(Case { name: name.into(), dims, kernels, inputs, expected, flops: plan.flops, bytes }))
 }
 
 fn derived(p: &Plan) -> Result<Function, String> {

@@ -5,6 +5,7 @@ pub mod header;
 pub mod input;
 pub mod machine;
 pub mod pipeline;
+pub mod tune;
 
 /// `docs/testing.md`, so that its examples are compiled and run.
 #[cfg(doctest)]

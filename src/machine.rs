@@ -73,44 +73,70 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
-    each(f, inputs, dims, dtype, &mut |p, dims, x| {
-        let k = ptx(p, target)?;
-        let s = &k.signature;
-        let module = runtime::sim::Module::parse(&k.ptx).map_err(|e| Error::new(format!("sim: {}: {e:?}", s.symbol)))?;
-        module.run(s, dims, x, &Default::default()).map(|r| r.0).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))
-    })
+    sim_of(f, &compile(f, dims, dtype)?, inputs, dims, target)
+}
+
+/// The same of block programs that were made before, perhaps without knowing all of `dims`.
+pub fn sim_of(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
+    launches(f, fused, inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x))
+}
+
+/// One kernel in the PTX machine: inputs in buffer order, outputs in buffer order.
+///
+/// # Errors
+/// What the machine finds wrong, with the line of the text.
+pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    let s = &k.signature;
+    let module = runtime::sim::Module::parse(&k.ptx).map_err(|e| Error::new(format!("sim: {}: {e:?}", s.symbol)))?;
+    let (out, report) = module.run(s, dims, x, &Default::default()).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))?;
+    // The fastest wrong kernel is one that skips rows.
+    match report.unwritten.iter().find(|u| *u.1 > 0) {
+        Some((name, n)) => Err(Error::new(format!("sim: {}: {n} bytes of `{name}` are not written", s.symbol))),
+        None => Ok(out),
+    }
 }
 
 /// Results on the first CUDA device.
 #[cfg(feature = "cuda")]
 pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
     let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
-    let found = runtime::cuda::devices()?;
-    let target = match found.devices.first().map(|d| d.compute) {
-        Some((9, 0)) => "sm_90a",
-        Some((10, 0)) => "sm_100a",
-        Some((major, _)) if major >= 8 => "sm_80",
-        other => return Err(format!("cuda: compute capability {other:?} is below 8.0")),
-    };
-    each(f, inputs, dims, dtype, &mut |p, dims, x| {
-        let k = ptx(p, target)?;
-        let kernel = runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature)?;
-        let outputs = outputs(&k.signature, dims)?;
-        let mut memory = x.iter().map(|t| runtime::cuda::Memory::new(&gpu, &t.to_bytes())).collect::<Result<Vec<_>, _>>()?;
-        for (shape, d) in &outputs {
-            memory.push(runtime::cuda::Memory::filled(&gpu, shape.iter().product::<usize>() * d.bytes(), 0xff)?);
-        }
-        kernel.launch(&memory.iter().collect::<Vec<_>>(), dims)?;
-        gpu.wait()?;
-        outputs.iter().zip(&memory[x.len()..]).map(|((shape, d), m)| Tensor::from_bytes(*d, shape, &m.read()?)).collect()
-    })
+    let (device, target) = cuda_target()?;
+    each(f, inputs, dims, dtype, &mut |p, dims, x| on_cuda(&gpu, &crate::tune::kept(p, &target, &device, dims)?, dims, x))
 }
 
-/// PTX by the default schedule.
-fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
+/// The first CUDA device's name, and the architecture to compile for.
+#[cfg(feature = "cuda")]
+pub fn cuda_target() -> Result<(String, codegen::GpuTarget), String> {
+    let found = runtime::cuda::devices()?;
+    let device = found.devices.first().ok_or("cuda: no device")?;
+    let target = match device.compute {
+        (9, 0) => "sm_90a",
+        (10, 0) => "sm_100a",
+        (major, _) if major >= 8 => "sm_80",
+        other => return Err(format!("cuda: compute capability {other:?} of {} is below 8.0", device.name)),
+    };
+    Ok((device.name.clone(), codegen::GpuTarget::named(target).map_err(|e| e.to_string())?))
+}
+
+/// One kernel on a CUDA device: inputs in buffer order, outputs in buffer order.
+#[cfg(feature = "cuda")]
+pub fn on_cuda(gpu: &runtime::cuda::Gpu, k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    let kernel = runtime::cuda::Kernel::load(gpu, k.ptx.as_bytes(), &k.signature)?;
+    let outputs = outputs(&k.signature, dims)?;
+    let mut memory = x.iter().map(|t| runtime::cuda::Memory::new(gpu, &t.to_bytes())).collect::<Result<Vec<_>, _>>()?;
+    for (shape, d) in &outputs {
+        memory.push(runtime::cuda::Memory::filled(gpu, shape.iter().product::<usize>() * d.bytes(), 0xff)?);
+    }
+    kernel.launch(&memory.iter().collect::<Vec<_>>(), dims)?;
+    gpu.wait()?;
+    outputs.iter().zip(&memory[x.len()..]).map(|((shape, d), m)| Tensor::from_bytes(*d, shape, &m.read()?)).collect()
+}
+
+/// PTX by the default schedule for these sizes.
+fn ptx(p: &Program, target: &str, dims: &Bindings) -> Result<codegen::nvptx::Compiled, Error> {
     let bug = |e: codegen::Error| Error::new(e.to_string());
     let target = codegen::GpuTarget::named(target).map_err(bug)?;
-    codegen::nvptx::compile_default(p, &target, false).map_err(bug)
+    codegen::nvptx::compile_at(p, &target, dims, false).map_err(bug)
 }
 
 /// Shape and type of each output.
@@ -121,7 +147,7 @@ fn outputs(s: &GpuSignature, dims: &Bindings) -> Result<Vec<(Vec<usize>, DType)>
 }
 
 /// Launches one block program: sizes, inputs in buffer order; outputs in buffer order.
-type Launch<'a> = &'a mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Vec<Tensor>, Error>;
+pub(crate) type Launch<'a> = &'a mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Vec<Tensor>, Error>;
 
 /// Compiles, and launches one block program after the other.
 fn each(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, launch: Launch) -> Result<Vec<Tensor>, String> {
@@ -129,7 +155,7 @@ fn each(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, launch: 
 }
 
 /// The results of `f`, by launching its block programs one after the other.
-fn launches(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, launch: Launch) -> Result<Vec<Tensor>, String> {
+pub(crate) fn launches(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, launch: Launch) -> Result<Vec<Tensor>, String> {
     let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().cloned()).collect();
     sequence::run(&fused.programs, &mut tensors, dims, launch).map_err(|e| e.to_string())?;
     f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()

@@ -57,6 +57,9 @@ enum Command {
     /// What there is to run on, with this CPU's measured peaks
     #[command(after_help = "Example: pushforward devices --json")]
     Devices(devices::Args),
+    /// Choose the schedules of a program's GPU kernels: checked, then timed on a device, else by their registers
+    #[command(after_help = "Example: pushforward tune examples/attention.pf --jvp q,k,v --dim B=1,H=16,I=8192,J=8192,D=128")]
+    Tune(pushforward::tune::Args),
     /// Prepare kernels for a machine with a GPU
     Gpu(gpu::Args),
     /// Train a teacher from data
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Net(a) => net::run(&a),
         Command::Opt(a) => opt::run(&a),
         Command::Devices(a) => devices::run(&a),
+        Command::Tune(a) => pushforward::tune::run(&a),
         Command::Gpu(a) => gpu::run(&a),
         Command::Teach(a) => training::teach(&a),
         Command::Distill(a) => training::distill(&a),

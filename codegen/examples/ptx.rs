@@ -26,6 +26,7 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "stream" => s.stream = n(v)?,
             "stages" => s.stages = n(v)?,
             "blocks" => s.blocks = n(v)?,
+            "aligned" => s.aligned = n(v)? != 0,
             "warpgroups" => {
                 s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
                 warps = s.fragment.warps;
@@ -124,6 +125,7 @@ fn run() -> Result<()> {
     let f = module.function(function.as_deref()).map_err(|e| e.to_string())?;
     let f = if jvp.is_empty() { f.clone() } else { passes::ad::jvp(f, &jvp).map_err(|e| e.to_string())? };
     let n = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
+    let sizes = dims.clone();
     let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, ..Default::default() };
     let fused = passes::fuse::fuse(&n, &options).map_err(|e| e.to_string())?;
     if targets.is_empty() {
@@ -132,7 +134,7 @@ fn run() -> Result<()> {
     for name in &targets {
         let target = GpuTarget::named(name).map_err(|e| e.to_string())?;
         for p in &fused.programs {
-            let mut s = nvptx::default_schedule(p, &target).or_else(|e| if sched.is_some() { Ok(Schedule::tensor(64, 64, 64, [4, 1], 2)) } else { Err(e) }).map_err(|e| e.to_string())?;
+            let mut s = nvptx::default_schedule_at(p, &target, &sizes).or_else(|e| if sched.is_some() { Ok(Schedule::tensor(64, 64, 64, [4, 1], 2)) } else { Err(e) }).map_err(|e| e.to_string())?;
             if let Some(t) = &sched {
                 s = schedule(t, s)?;
             }

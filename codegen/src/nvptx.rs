@@ -20,14 +20,14 @@ mod stream;
 pub mod value;
 mod warpgroup;
 
-pub use schedule::{Schedule, default_by_warps, default_schedule};
+pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, schedules};
 
 use crate::target::GpuTarget;
 use crate::text::Text;
 use crate::{Error, llvm, mlir};
 use emit::Emit;
 use ir::artifact::{GpuSignature, Signature};
-use ir::dim::Dim;
+use ir::dim::{Bindings, Dim};
 use ir::tile::{Buffer, Program, verify};
 use plan::Plan;
 use std::collections::BTreeSet;
@@ -84,6 +84,14 @@ pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result
     Ok(schedule::registers(&Plan::new(p, target, schedule)?))
 }
 
+/// The same, for sizes of which `dims` are known: the kernel may be one that runs only where strides are multiples of what they are here.
+///
+/// # Errors
+/// Those of [`compile_default`].
+pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool) -> Result<Compiled, Error> {
+    compile_with(p, target, &default_schedule_at(p, target, dims)?, texts)
+}
+
 /// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.
 ///
 /// # Errors
@@ -100,6 +108,7 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         block: plan.threads(),
         shared_bytes: plan.shared[2],
         maps: warpgroup::maps(&plan),
+        multiples: plan.multiples.iter().cloned().collect(),
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;

@@ -88,13 +88,11 @@ impl Case {
     }
 }
 
-/// Compiled as the default schedule says; `by_warps`: among products of warps, where the target has others.
-pub fn build_as(p: &Program, target: &str, by_warps: bool) -> (Schedule, Compiled) {
-    if !by_warps {
-        return build(p, target);
-    }
+/// Compiled as the default schedule for `dims` says; `by_warps`: among products of warps, where the target has others.
+pub fn build_as(p: &Program, target: &str, by_warps: bool, dims: &Bindings) -> (Schedule, Compiled) {
     let target = GpuTarget::named(target).unwrap();
-    let s = nvptx::default_by_warps(p, &target).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    let s = if by_warps { nvptx::default_by_warps(p, &target) } else { nvptx::default_schedule_at(p, &target, dims) };
+    let s = s.unwrap_or_else(|e| panic!("{e}\n{p}"));
     let c = nvptx::compile(p, &target, &s).unwrap_or_else(|e| panic!("{e}\n{p}"));
     (s, c)
 }

@@ -1,7 +1,7 @@
 /* The JVP of attention from C, on the driver's interface alone:
  *   pushforward compile examples/attention.pf --jvp q,k,v --dim D=64 --dtype bf16 --target sm_90a -o out
  *   cc -Iout examples/c/attention.c -lcuda -o attention && ./attention out
- * Prints the first numbers of the output and its tangent for q = k = v = 1 and tangents of 1: both are 1. */
+ * Prints the first numbers of the output and its tangent for q = k = v = 1 and tangents of 1: rows of both are 1. */
 #include <cuda.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
     check(cuMemsetD16(in[i], 0x3f80, COUNT), "fill");
   }
   for (int i = 0; i < 2; i++) check(cuMemAlloc(&out[i], 4 * COUNT), "memory");
-  check(pf_attention_jvp_0_launch(kernel, 0, ARGUMENTS), "launch");
+  check(pf_attention_jvp_0_launch(kernel, 0, in[0], in[1], in[2], in[3], in[4], in[5], out[0], out[1], B, H, N, N), "launch");
   check(cuCtxSynchronize(), "the kernel failed");
   float first[2][4];
   for (int i = 0; i < 2; i++) check(cuMemcpyDtoH(first[i], out[i], sizeof first[i]), "copy");

@@ -75,6 +75,9 @@ pub struct GpuSignature {
     /// Tensor maps, parameters of 128 bytes behind the numbers.
     #[serde(default)]
     pub maps: Vec<TensorMap>,
+    /// Sizes that must be multiples of a number.
+    #[serde(default)]
+    pub multiples: Vec<(Dim, i64)>,
 }
 
 /// What the bulk copy engine has to know of a buffer; the launcher makes the driver's form of it.
@@ -131,6 +134,19 @@ impl TensorMap {
 }
 
 impl GpuSignature {
+    /// Whether the kernel may run where dimensions have these numbers.
+    ///
+    /// # Errors
+    /// The size that is no multiple of what it must be one of, or that has no number.
+    pub fn allows(&self, dims: &Bindings) -> Result<(), String> {
+        for (d, by) in &self.multiples {
+            let n = d.eval(dims).map_err(|e| e.to_string())?;
+            if n % by != 0 {
+                return Err(format!("{}: {d} is {n}, but this kernel was compiled for multiples of {by}; compile it for these sizes", self.symbol));
+            }
+        }
+        Ok(())
+    }
     /// Blocks of the grid.
     ///
     /// # Errors

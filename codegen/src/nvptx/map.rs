@@ -40,7 +40,7 @@ impl Emit<'_> {
         if e == Exp && float {
             let scaled = self.map(Mul, &[args[0].clone(), Value::num(LOG2_E, DType::F32)])?;
             let scaled = self.settle(&scaled);
-            return Ok(self.each(&[scaled], rank, DType::F32, tail, |e, x| e.call("llvm.nvvm.ex2.approx.ftz.f", &[&x[0]], "f32")));
+            return Ok(self.each(&[scaled], rank, DType::F32, tail, |e, x| e.exp2(&x[0])));
         }
         let args: Vec<Value> = args.iter().map(|a| self.settle(a)).collect();
         let dtype = self.result(e, &args)?;
@@ -54,6 +54,15 @@ impl Emit<'_> {
             }
         }
         Ok(Value::regs(rank, dtype, tail, out))
+    }
+
+    /// 2^x.
+    fn exp2(&mut self, x: &str) -> String {
+        if self.plan.ring.is_some() {
+            // It stays where it is written: beside products that are under way, not behind the wait for them, where its result is read.
+            return self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ex2.approx.ftz.f32 $0, $1;\", \"=f,f\" {x} : (f32) -> f32"));
+        }
+        self.call("llvm.nvvm.ex2.approx.ftz.f", &[x], "f32")
     }
 
     fn result(&self, e: Elementwise, args: &[Value]) -> Result<DType, Error> {
@@ -253,6 +262,9 @@ impl Emit<'_> {
         }
         if x.rank.col.is_some() && x.rank.col == self.plan.split {
             totals = self.across(kind, out, totals)?;
+        }
+        if self.plan.ring.is_some() {
+            self.flight.reduced.clone_from(&totals);
         }
         Ok(Value::regs(out, DType::F32, Tail::Finite, totals))
     }

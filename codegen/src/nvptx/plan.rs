@@ -165,6 +165,8 @@ pub struct Plan {
     pub exchange: usize,
     /// Of kernels by warpgroups.
     pub ring: Option<Ring>,
+    /// Sizes that must be multiples of a number, because the schedule takes them for such.
+    pub multiples: BTreeSet<(Dim, i64)>,
 }
 
 pub(super) fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
@@ -393,7 +395,7 @@ impl Plan {
         let mut plan = Plan {
             schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
             inits: BTreeMap::new(), staged: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
-            body: vec![], shared: [0; 3], exchange: 0, ring: None, p,
+            body: vec![], shared: [0; 3], exchange: 0, ring: None, multiples: BTreeSet::new(), p,
         };
         plan.uses();
         let body = plan.p.body.clone();

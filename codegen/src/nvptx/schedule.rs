@@ -4,6 +4,7 @@ use super::layout::Fragment;
 use super::plan::{Dot, Plan, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
+use ir::dim::Bindings;
 use ir::tile::{AxisId, Op, Program, Role, ValueId};
 use ir::types::DType;
 use std::collections::BTreeMap;
@@ -25,13 +26,15 @@ pub struct Schedule {
     pub blocks: usize,
     /// Matrix products are those of warpgroups, on tiles that a warpgroup more copies in bulk; else those of warps.
     pub warpgroups: bool,
+    /// Strides whose factors are not known are multiples of 16 bytes; the kernel's signature then demands it.
+    pub aligned: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -39,12 +42,47 @@ impl Schedule {
     }
 }
 
-/// The largest tiles that fit, by the number of registers and bytes that they take.
+/// Every schedule by warps that the program has a plan for on the target, with the model's cost, the cheapest first; those whose registers the model finds too many come
+/// last, the one that needs least first.
 ///
 /// # Errors
 /// No schedule fits, or the program has no form on GPUs.
+pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>, Error> {
+    let mut why = None;
+    // (too many registers by, cost)
+    let mut found: Vec<(usize, f64, Schedule)> = vec![];
+    for s in candidates(p)? {
+        match Plan::new(p, target, &s) {
+            Ok(plan) => {
+                let need = registers(&plan);
+                let most = target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads());
+                found.push((need.saturating_sub(most), cost(&plan, target, need), s));
+            }
+            Err(e) => why = Some(e),
+        }
+    }
+    if found.is_empty() {
+        return Err(why.unwrap_or_else(|| Error::Internal("no candidates".into())));
+    }
+    // Stable: among equals the earlier candidate.
+    found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    Ok(found.into_iter().map(|(_, cost, s)| (s, cost)).collect())
+}
+
+/// The cheapest schedule, by the model: by warpgroups where there is such a form that fits, else by warps.
+///
+/// # Errors
+/// Those of [`schedules`].
 pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
-    if let Some(s) = by_warpgroups(p, target)? {
+    default_schedule_at(p, target, &Bindings::new())
+}
+
+/// The same where `dims` are known: their divisors may be taken for granted.
+///
+/// # Errors
+/// Those of [`default_schedule`].
+pub fn default_schedule_at(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Schedule, Error> {
+    if let Some(s) = by_warpgroups(p, target, dims)? {
         return Ok(s);
     }
     default_by_warps(p, target)
@@ -53,35 +91,13 @@ pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Err
 /// The same among kernels whose matrix products are those of warps, which every target has.
 ///
 /// # Errors
-/// Those of [`default_schedule`].
+/// Those of [`schedules`].
 pub fn default_by_warps(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
-    let mut why = None;
-    let mut best: Option<(f64, Schedule)> = None;
-    // If the estimate says that none fits, the one that needs least.
-    let mut least: Option<(usize, Schedule)> = None;
-    for s in candidates(p)? {
-        match Plan::new(p, target, &s) {
-            Ok(plan) => {
-                let need = registers(&plan);
-                if need > target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads()) {
-                    if least.as_ref().is_none_or(|l| need < l.0) {
-                        least = Some((need, s));
-                    }
-                    continue;
-                }
-                let cost = cost(&plan, target, need);
-                if best.as_ref().is_none_or(|b| cost < b.0) {
-                    best = Some((cost, s));
-                }
-            }
-            Err(e) => why = Some(e),
-        }
-    }
-    best.map(|b| b.1).or(least.map(|l| l.1)).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+    schedules(p, target).map(|mut s| s.swap_remove(0).0)
 }
 
 /// The cheapest by warpgroups, if the program has a form by them that fits.
-fn by_warpgroups(p: &Program, target: &GpuTarget) -> Result<Option<Schedule>, Error> {
+fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Option<Schedule>, Error> {
     let (_, rows, dots) = roles(p)?;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
         return Ok(None);
@@ -95,8 +111,17 @@ fn by_warpgroups(p: &Program, target: &GpuTarget) -> Result<Option<Schedule>, Er
                     if two_blocks && stream % 64 != 0 {
                         continue;
                     }
-                    let s = Schedule::warpgroups(groups, cols, stream, stages);
-                    let Ok(plan) = Plan::new(p, target, &s) else { continue };
+                    let mut s = Schedule::warpgroups(groups, cols, stream, stages);
+                    let plan = match Plan::new(p, target, &s) {
+                        Ok(plan) => plan,
+                        Err(_) => {
+                            s.aligned = true;
+                            match Plan::new(p, target, &s) {
+                                Ok(plan) if plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0)) => plan,
+                                _ => continue,
+                            }
+                        }
+                    };
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
                     if registers(&plan) > most {
                         continue;
@@ -275,12 +300,12 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false });
             }
         }
         return Ok(out);
@@ -309,9 +334,9 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
     Ok(out)
 }
 
@@ -344,8 +369,39 @@ pub fn registers(plan: &Plan) -> usize {
         };
         operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
     };
+    // Every operand of products without tensor cores, along the whole summed axis.
+    let whole = |group: &[ValueId]| -> usize {
+        let (mut operands, mut each) = (vec![], [0, 0]);
+        let mut extent = 0;
+        for v in group {
+            if let Dot::Matrix { n, k, terms } = &plan.dots[v] {
+                each = [plan.fragment.rows, plan.slots[n.index()]];
+                extent = plan.p.axis(*k).extent();
+                operands.extend(terms.iter().flat_map(|(l, r)| [(*l, 0), (*r, 1)]).filter(|(v, _)| plan.staged.contains_key(v)));
+            }
+        }
+        operands.sort();
+        operands.dedup();
+        operands.iter().map(|(_, side)| each[*side] * extent).sum()
+    };
+    // Two left operands in shared memory that share their only right one: the assembler runs loads ahead of the products, while copies fill another
+    // stage. Its figure is `ptxas`' 13.5.
+    let ahead = |group: &[ValueId]| -> usize {
+        let mut sides = [vec![], vec![]];
+        for v in group {
+            if let Dot::Matrix { terms, .. } = &plan.dots[v] {
+                sides[0].extend(terms.iter().map(|t| t.0).filter(|v| plan.staged.contains_key(v)));
+                sides[1].extend(terms.iter().map(|t| t.1));
+            }
+        }
+        sides.iter_mut().for_each(|s| {
+            s.sort();
+            s.dedup();
+        });
+        if plan.tensor && sides[0].len() > 1 && sides[1].len() == 1 && plan.schedule.stages > 1 { 46 } else { 0 }
+    };
     // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
-    let others = if plan.ring.is_some() { 28 } else { 44 };
+    let others = if plan.ring.is_some() { 20 } else { 44 };
     let mut most = 0;
     for s in &plan.body {
         match s {
@@ -353,6 +409,7 @@ pub fn registers(plan: &Plan) -> usize {
                 // Per value: where it is made, where it is read last, and where a product reads it last.
                 let end = l.body.len();
                 let mut lives: BTreeMap<ValueId, [usize; 3]> = BTreeMap::new();
+                let ahead = l.body.iter().map(|s| if let Step::Products(vs) = s { ahead(vs) } else { 0 }).max().unwrap_or(0);
                 l.carries.iter().for_each(|c| _ = lives.insert(c.inside, [0, 0, 0]));
                 for (i, s) in l.body.iter().enumerate() {
                     let mut read = |v: &ValueId, product: bool| {
@@ -413,10 +470,16 @@ pub fn registers(plan: &Plan) -> usize {
                         Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => 5 * size(*v),
                         _ => 0,
                     };
-                    most = most.max(alive(i) + own + others);
+                    most = most.max(alive(i) + own + others + ahead);
                 }
             }
-            Step::Products(vs) => most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44),
+            Step::Products(vs) => {
+                most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44);
+                // Written out over the whole summed axis, and nothing is between the loads: all of them may be in flight.
+                if !plan.tensor {
+                    most = most.max(whole(vs));
+                }
+            }
             Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => most = most.max(6 * size(*v) + 44),
             Step::Let(v, _) if !plan.staged.contains_key(v) => most = most.max(2 * size(*v) + 30),
             _ => {}

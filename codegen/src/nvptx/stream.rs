@@ -518,13 +518,13 @@ impl Emit<'_> {
             at += regs.len();
         }
         self.steps(&l.body)?;
+        if ring {
+            self.leave();
+        }
         let mut yields = vec![];
         for (c, (rank, ..)) in l.carries.iter().zip(&carried) {
             let x = self.get(c.next)?;
             yields.extend(self.spread(&x, *rank));
-        }
-        if ring {
-            self.leave();
         }
         yields.extend(next);
         self.t.line(format_args!("scf.yield {} : {}", yields.join(", "), types.join(", ")));

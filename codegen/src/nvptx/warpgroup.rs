@@ -43,6 +43,8 @@ pub(super) struct Flight {
     releases: BTreeMap<usize, usize>,
     /// Groups of the ring that have arrived in the present tile.
     arrived: BTreeSet<usize>,
+    /// Registers of the last reduction since the last wait.
+    pub reduced: Vec<String>,
     /// The ring's present stage and parity.
     turn: Option<(String, String)>,
 }

@@ -53,9 +53,11 @@ fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<
         rows.push(row);
     }
     if let Some(path) = out {
-        let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "rows": rows});
+        let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "generation": pack.generation, "rows": rows});
         std::fs::write(path, serde_json::to_vec_pretty(&all).unwrap_or_default()).map_err(|e| Error::new(format!("cannot write {path}: {e}")))?;
     }
+    let (exact, unlike) = rows.iter().filter_map(|r| r["elements_unlike_sim"].as_object()).fold((0, 0), |(n, bad), o| (n + 1, bad + usize::from(o.values().any(|k| *k != 0))));
+    println!("{exact} cases without approximate instructions: {} have sim's bits, {unlike} others", exact - unlike);
     let bad = rows.iter().filter(|r| r["good"] != true).count();
     println!("{} good, {bad} bad, {} refused by the compiler", rows.len() - bad, pack.refused.len());
     Ok(good)
@@ -69,7 +71,10 @@ fn line(row: &Value) -> String {
     let mark = if row["good"] == true { "ok  " } else { "BAD " };
     let errors: Vec<String> = row["errors"].as_object().into_iter().flatten().map(|(n, e)| format!("{n} {:.1e}", e.as_f64().unwrap_or(f64::NAN))).collect();
     match row["seconds"].as_f64() {
-        None => format!("{mark} {name}: {}", errors.join(", ")),
+        None => {
+            let unlike: Vec<String> = row["elements_unlike_sim"].as_object().into_iter().flatten().map(|(n, k)| if *k == 0 { format!("{n} as sim, bit for bit") } else { format!("{n} UNLIKE sim in {k} elements") }).collect();
+            format!("{mark} {name}: {}", [errors, unlike].concat().join(", "))
+        }
         Some(s) => format!(
             "{mark} {name}: {:.3} ms ({:.3} to {:.3}), {:.1} TFLOP/s, {:.2} TB/s",
             s * 1e3, row["quartiles"][0].as_f64().unwrap_or(0.0) * 1e3, row["quartiles"][1].as_f64().unwrap_or(0.0) * 1e3, row["tflops"].as_f64().unwrap_or(0.0), row["bytes"].as_f64().unwrap_or(0.0) / s / 1e12
@@ -79,12 +84,8 @@ fn line(row: &Value) -> String {
 
 fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, runs: usize) -> Result<Value, Error> {
     let mut memory: BTreeMap<Name, (Memory, DType)> = BTreeMap::new();
-    for (i, x) in case.inputs.iter().enumerate() {
-        let bytes = match &x.file {
-            Some(f) => read(f)?,
-            None => random(x.dtype, x.shape.iter().product(), i as u64),
-        };
-        memory.insert(x.name.clone(), (Memory::new(gpu, &bytes)?, x.dtype));
+    for x in &case.inputs {
+        memory.insert(x.name.clone(), (Memory::new(gpu, &x.drawn.tensor(x.dtype, &x.shape)?.to_bytes())?, x.dtype));
     }
     let mut kernels = vec![];
     for k in &case.kernels {
@@ -115,14 +116,22 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
         Tensor::from_bytes(*d, shape, &m.read()?)
     };
     let mut good = true;
-    let mut errors = serde_json::Map::new();
+    let (mut errors, mut bits) = (serde_json::Map::new(), serde_json::Map::new());
     for x in &case.expected {
         let want = Tensor::from_bytes(DType::F32, &x.shape, &read(&x.file)?)?;
         let e = relative_error(&tensor(&x.name, &x.shape)?, &want);
         good &= e <= x.bound;
         errors.insert(x.name.to_string(), json!(e));
+        if let Some(f) = &x.exact {
+            let (m, d) = &memory[&x.name];
+            let other = m.read()?.chunks(d.bytes()).zip(read(f)?.chunks(d.bytes())).filter(|(a, b)| a != b).count();
+            bits.insert(x.name.to_string(), json!(other));
+        }
     }
     let mut row = json!({"case": case.name, "good": good, "errors": errors});
+    if !bits.is_empty() {
+        row["elements_unlike_sim"] = json!(bits);
+    }
     if let Some(flops) = case.flops {
         // Every output must have been written: no poison is left, and random inputs give finite results.
         for b in case.kernels.iter().flat_map(|k| &k.signature.buffers).filter(|b| b.access == ir::tile::Access::Output) {
@@ -143,17 +152,4 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
         row["bytes"] = json!(case.bytes);
     }
     Ok(row)
-}
-
-/// `n` standard normal numbers, by a counter (SplitMix64) and Box and Muller.
-fn random(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
-    let mix = |i: u64| {
-        let z = (seed << 40).wrapping_add(i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (ir::random::mix(z) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    let normal = |i: u64| (-2.0 * (1.0 - mix(2 * i)).ln()).sqrt() * (std::f64::consts::TAU * mix(2 * i + 1)).cos();
-    // A period of numbers suffices: attention does not notice, and memory is not the point.
-    let period: Vec<f64> = (0..1_000_003.min(n) as u64).map(normal).collect();
-    let data: Vec<f64> = (0..n).map(|i| if dtype.is_float() { period[i % period.len()] } else { 0.0 }).collect();
-    Tensor::from_f64(dtype, &[n], &data).map(|t| t.to_bytes()).unwrap_or_default()
 }

@@ -200,6 +200,7 @@ impl Kernel {
         if buffers.len() != s.buffers.len() {
             return Err(Error::new(format!("cuda: {} takes {} buffers, but {} given", s.symbol, s.buffers.len(), buffers.len())));
         }
+        s.allows(dims).map_err(|e| Error::new(format!("cuda: {e}")))?;
         let mut args: Vec<u64> = vec![];
         for (m, b) in buffers.iter().zip(&s.buffers) {
             let n = b.shape.iter().try_fold(1, |n, d| Ok(n * d.eval(dims)?.max(0))).map_err(|e: ir::dim::DimError| Error::new(format!("cuda: buffer `{}`: {e}", b.name)))?;

@@ -14,6 +14,7 @@ impl Module {
     pub fn run(&self, s: &GpuSignature, dims: &Bindings, inputs: &[Tensor], options: &Options) -> Result<(Vec<Tensor>, Report), Fault> {
         let refuse = |message: String| Fault { kind: FaultKind::Launch, kernel: s.symbol.clone(), line: 0, text: String::new(), block: [0; 3], thread: None, address: None, message };
         let size = |e: DimError| refuse(e.to_string());
+        s.allows(dims).map_err(refuse)?;
         let read: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
         let mut shapes = vec![];
         for b in s.buffers.iter().filter(|b| b.access == Access::Output) {

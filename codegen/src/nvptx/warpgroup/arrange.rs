@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// # Errors
 /// What has no form by warpgroups, and why.
 pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
-    possible(plan, target).map_err(|why| refused(&plan.p, &format!("by warpgroups: {why}; products of warps have a form")))?;
+    plan.multiples = possible(plan, target).map_err(|why| refused(&plan.p, &format!("by warpgroups: {why}; products of warps have a form")))?;
     let body = std::mem::take(&mut plan.body);
     let mut ring = Ring { barriers: plan.shared[2].next_multiple_of(16), ..Ring::default() };
     let mut out = vec![];
@@ -32,7 +32,9 @@ pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
     Ok(())
 }
 
-fn possible(plan: &Plan, target: &GpuTarget) -> Result<(), String> {
+/// Sizes that must be multiples of a number.
+fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, String> {
+    let mut multiples = BTreeSet::new();
     if target.name != "sm_90a" {
         return Err(format!("{} has no such products, sm_90a has", target.name));
     }
@@ -63,7 +65,10 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<(), String> {
         }
         let whole = 16 / s.tile.elem as i64;
         let outer = s.view.strides.iter().filter(|(a, _)| *a != s.axes[1]).map(|(_, d)| d).chain([&s.view.offset]);
-        if let Some(d) = outer.into_iter().find(|d| plan.divisor(d) % whole != 0) {
+        let unknown: Vec<&Dim> = outer.into_iter().filter(|d| plan.divisor(d) % whole != 0).collect();
+        if plan.schedule.aligned && unknown.iter().all(|d| d.as_fixed().is_none()) {
+            multiples.extend(unknown.into_iter().map(|d| (d.clone(), whole)));
+        } else if let Some(d) = unknown.first() {
             return Err(format!("a stride or an offset of `{name}`, {d}, is not known to be a multiple of {whole} elements"));
         }
         if s.view.strides.len() > 5 || s.tile.rows > 256 {
@@ -91,7 +96,7 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<(), String> {
     if loops.iter().flat_map(|l| &l.within).flat_map(|c| &c.scalars).any(|(v, _)| !scalars.contains(v)) {
         return Err("a bound of the loop depends on what rows compute".into());
     }
-    Ok(())
+    Ok(multiples)
 }
 
 /// Steps with products issued as soon as what they start from and one of their operands are known; further terms as soon as theirs are.
