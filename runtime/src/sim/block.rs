@@ -144,7 +144,8 @@ impl<'a> Block<'a> {
                 continue;
             }
             idle = 0;
-            let Some(bulk) = self.bulk.pop_front() else { return Err(self.deadlock(ws)) };
+            // The newest first: that one has come says nothing of those before it.
+            let Some(bulk) = self.bulk.pop_back() else { return Err(self.deadlock(ws)) };
             let (line, warp, lane) = (bulk.line, bulk.warp, bulk.lane);
             self.complete(bulk).map_err(|p| self.fault(*p, line, Some((&ws[warp], 1 << lane))))?;
             self.wake(ws);
