@@ -157,6 +157,26 @@ impl Tensor {
         Tensor::new(shape.to_vec(), self.data)
     }
 
+    /// The elements from number `start` on, as many as `shape` has.
+    ///
+    /// # Errors
+    /// A part that is not inside.
+    pub fn part(&self, start: usize, shape: &[usize]) -> Result<Tensor, Error> {
+        let n = elements(shape)?;
+        let end = start.saturating_add(n);
+        if end > self.len() {
+            return Err(Error::new(format!("elements {start}..{end} of a tensor of {}", self.len())));
+        }
+        macro_rules! cut {
+            ($($kind:ident)*) => {
+                match &self.data {
+                    $(TensorData::$kind(v) => TensorData::$kind(v[start..end].to_vec()),)*
+                }
+            };
+        }
+        Tensor::new(shape.to_vec(), cut!(F64 F32 BF16 F16 I32 Bool))
+    }
+
     /// The elements as little-endian bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         each!(&self.data, v => v.iter().flat_map(|x| x.to_le_bytes()).collect())
