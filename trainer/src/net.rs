@@ -63,6 +63,10 @@ pub struct Variant {
     pub text: Option<i64>,
     /// The number of image tokens, where it is known.
     pub image_tokens: Option<i64>,
+    /// The image network: a second time, `timespan`.
+    pub span: bool,
+    /// The image network: the last block's tokens as a second result, `features`.
+    pub features: bool,
     /// The epsilon of q's and k's norms in place of the network's own.
     pub qk_eps: Option<f64>,
 }

@@ -74,12 +74,13 @@ impl Config {
     }
 }
 
-/// The network: `out [B,O,H,W]` of `hidden_states [B,C,H,W]`, `timestep [B]` and `class_labels` i32`[B]`, `num_classes` being no class.
+/// The network: `out [B,O,H,W]` of `hidden_states [B,C,H,W]`, `timestep [B]` and `class_labels` i32`[B]`, `num_classes` being no class. Variants: a second time,
+/// `timespan [B]`, for networks that jump; the last block's tokens, `features [B,N,D]`, as a second result.
 ///
 /// # Errors
 /// A variant that it has not.
 pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Network> {
-    let plain = Variant { time: Time::PerSample, text: variant.text, image_tokens: None, ..Variant::default() };
+    let plain = Variant { time: Time::PerSample, text: variant.text, image_tokens: None, span: variant.span, features: variant.features, ..Variant::default() };
     if *variant != plain {
         return Err(Error::new("ImageTransformer2DModel: it has hidden_states, timestep [B] and class_labels only"));
     }
@@ -107,11 +108,23 @@ pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Netw
     let (h, at) = (g.cast(h, Part::Stream)?, g.cast(at, Part::Stream)?);
     let mut h = g.b.add(h, at)?;
 
-    let waves = g.b.call(&waves(&g, c)?, &[t])?[0];
+    let embed = waves(&g, c)?;
+    let of_t = g.b.call(&embed, &[t])?[0];
     let (parts, start) = ([Part::Norm, Part::Vector], Init::Normal(0.02));
-    let u = g.linear_from(waves, "time_embed.linear_1", &axis("R1", c.dim()), true, parts, start)?;
+    let u = g.linear_from(of_t, "time_embed.linear_1", &axis("R1", c.dim()), true, parts, start)?;
     let u = nn::silu(&mut g.b, u)?;
     let u = g.linear_from(u, "time_embed.linear_2", &d, true, parts, start)?;
+    let u = if variant.span {
+        // The span's embedding begins as nothing, so that weights without one are those of a network that has it.
+        let span = g.input("timespan", Part::Time, vec![b.clone()]);
+        let of_span = g.b.call(&embed, &[span])?[0];
+        let s = g.linear_from(of_span, "span_embed.linear_1", &axis("R2", c.dim()), true, parts, start)?;
+        let s = nn::silu(&mut g.b, s)?;
+        let s = g.linear_from(s, "span_embed.linear_2", &d, true, parts, Init::Constant(0.0))?;
+        g.b.add(u, s)?
+    } else {
+        u
+    };
     let table = g.weight("class_embed.weight", Part::Vector, vec![axis("Z", c.num_classes + 1), d.clone()], Init::Normal(0.02));
     let table = g.cast(table, Part::Norm)?;
     let class = row(&mut g, table, labels, "Z")?;
@@ -134,6 +147,9 @@ pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Netw
     let v = g.merge(v, &["X", "pw"], ws)?;
     let v = g.cast(v, Part::Latent)?;
     g.b.result("out", v);
+    if variant.features {
+        g.b.result("features", h);
+    }
     Ok(Network::new(g, vec![]))
 }
 
