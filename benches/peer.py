@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Both sides in one run: `pushforward bench` and PyTorch, alternating, with PyTorch's SGEMM before, between and after.
 
-Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64] [--json OUT.json]
+Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan] [--json OUT.json]
 Needs PyTorch (`./dev peer` installs it into target/peer) and a built `target/release/pushforward`.
 Machines are noisy: read the ratios, not the milliseconds. GFLOP/s count 12 N^2 d per head for the JVP of attention, 4 N^2 d for its
 forward; causal counts N(N+1)/2 pairs.
@@ -9,7 +9,9 @@ forward; causal counts N(N+1)/2 pairs.
 import argparse
 import json
 import statistics
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benches"))
+import torch_networks as networks
 
 
 def median_seconds(f, runs, warm=1):
@@ -84,12 +88,71 @@ CASES = {
     "norm": ("JVP of norm and modulation, 8192 x 1536", "examples/norm_modulate.pf", None, "x", "B=2,N=4096,D=1536", None, None, 0),
 }
 
+# The small Wan: width 384, feed-forward 2240, 6 layers, 8 x 16 x 16 = 2,048 tokens, a text of 512.
+SMALL_WAN = dict(networks.WAN, num_attention_heads=3, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=512, freq_dim=256, ffn_dim=2240, num_layers=6,
+                 image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=1024)
+
+
+def small_wan(a):
+    """Forward, JVP along (latent, time) and gradients of all weights, ours and PyTorch's over the same network and numbers, alternating."""
+    folder = ROOT / "target/peer_wan"
+    folder.mkdir(parents=True, exist_ok=True)
+    w = networks.draw(SMALL_WAN, 0)
+    (folder / "config.json").write_text(json.dumps(SMALL_WAN))
+    networks.save(folder / "diffusion_pytorch_model.safetensors", w, {"format": "pt"})
+    case = dict(hidden_states=torch.randn(1, 16, 8, 32, 32), timestep=torch.tensor([500.0]), encoder_hidden_states=torch.randn(1, 512, 512))
+    tangents = {"hidden_states.t": torch.randn(1, 16, 8, 32, 32), "timestep.t": torch.tensor([3.0])}
+    cotangent = torch.randn(1, 16, 8, 32, 32)
+    networks.save(folder / "in.safetensors", {**case, **tangents, "out.ct": cotangent}, {})
+
+    def ours(*options):
+        command = [str(ROOT / "target/release/pushforward"), "net", str(folder), "--inputs", str(folder / "in.safetensors"), "--outputs", str(folder / "out.safetensors"), "--runs", str(a.runs), "--json", *options]
+        out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PUSHFORWARD_THREADS": str(a.threads)}).stdout)
+        return out["seconds"], networks.load(folder / "out.safetensors")[0]
+
+    x = tuple(case.values())
+    f = lambda *x: networks.wan(SMALL_WAN, w, *x)
+    formula = networks.attend
+
+    def forward():
+        networks.attend = F.scaled_dot_product_attention
+        with torch.no_grad():
+            return f(*x)
+
+    def jvp():
+        networks.attend = formula
+        with torch.no_grad():
+            return torch.func.jvp(lambda latent, time: f(latent, time, x[2]), x[:2], (tangents["hidden_states.t"], tangents["timestep.t"]))
+
+    def gradients():
+        networks.attend = F.scaled_dot_product_attention
+        leaves = [v.requires_grad_() for v in w.values()]
+        g = torch.autograd.grad(f(*x), leaves, cotangent)
+        [v.requires_grad_(False) for v in leaves]
+        return dict(zip(w, g))
+
+    off = lambda got, want: ((got - want).norm() / want.norm()).item()
+    results = {}
+    flops = json.loads(subprocess.run([str(ROOT / "target/release/pushforward"), "net", str(folder), "--explain", "--json", "--dim", "T=8,H=32,W=32"], check=True, capture_output=True, text=True).stdout)["sizes"][0]["flop_ratio"]
+    weights = ",".join(networks.shapes(SMALL_WAN))
+    for name, peer, options in [("forward", forward, []), ("jvp", jvp, ["--jvp", "hidden_states,timestep"]), ("gradients", gradients, ["--vjp", weights])]:
+        (first, got), theirs = ours(*options), median_seconds(peer, max(3, a.runs // 2))
+        second, _ = ours(*options)
+        want, seconds = peer(), statistics.median([first, second])
+        error = {"forward": lambda: off(got["out"], want), "jvp": lambda: off(got["out.t"], want[1]), "gradients": lambda: max(off(got[k + ".ct"], v) for k, v in want.items())}[name]()
+        results["wan_" + name] = {"seconds": seconds, "peer_seconds": theirs, "relative_difference": error}
+        print(f"wan {name:<10}: {seconds * 1e3:8.1f} ms; PyTorch {theirs * 1e3:8.1f} ms, {theirs / seconds:.2f}x (they differ by {error:.1e})", flush=True)
+    ratio = results["wan_jvp"]["seconds"] / results["wan_forward"]["seconds"]
+    results["wan_tangent_cost"] = {"time_ratio": ratio, "flop_ratio": flops}
+    print(f"wan JVP over forward: {ratio:.2f} of time, {flops:.2f} of operations: {ratio / flops:.2f}", flush=True)
+    return results
+
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--only", default=",".join(CASES))
+    p.add_argument("--only", default=",".join([*CASES, "wan"]))
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -97,6 +160,9 @@ def main():
     results = {}
     print(f"PyTorch {torch.__version__}, {a.threads} threads, medians of {a.runs}")
     for name in a.only.split(","):
+        if name == "wan":
+            results.update(small_wan(a))
+            continue
         what, file, function, jvp, dims, flops, peer, peer_runs = CASES[name]
         gemm = [sgemm()]
         first = ours(file, function, jvp, dims, a.runs, a.threads)

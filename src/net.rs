@@ -48,6 +48,9 @@ pub struct Args {
     /// Sizes for --explain, `B=1,T=21,H=60,W=104,L=512`; without them those that the network is known for
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
+    /// Run so often, and say the median time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -112,8 +115,15 @@ pub fn run(a: &Args) -> Result<(), String> {
     }
     let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (*n, t)).collect();
     let prepared = start.elapsed().as_secs_f64();
-    let results = program.run(&given)?;
-    let seconds = start.elapsed().as_secs_f64() - prepared;
+    let mut times = vec![];
+    let mut results = BTreeMap::new();
+    for _ in 0..a.runs {
+        let start = Instant::now();
+        results = program.run(&given)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let seconds = times[times.len() / 2];
 
     // Cotangents of weights under the names, and in the shapes, that the checkpoint has.
     let keys: BTreeMap<&str, &str> = n.weights.iter().map(|w| &*w.name).zip(names.iter().map(String::as_str)).collect();

@@ -52,6 +52,10 @@ pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> 
             Config::Dit(_) => &[("one image", [1, 1, 1])],
         };
         rows.extend(known.iter().map(|(what, s)| (what.to_string(), sizes(*s))).filter(|(_, b)| n.check(b).is_ok()));
+        if rows.is_empty() {
+            // A network of other sizes: the largest latent that it has positions for.
+            rows.push(("largest".into(), sizes(n.largest())));
+        }
     }
     let mut table: Vec<(String, Bindings, Cost, Cost)> = vec![];
     for (what, b) in rows {

@@ -107,6 +107,14 @@ impl Network {
     pub fn parameters(&self) -> u64 {
         self.weights.iter().map(|w| w.len() as u64).sum()
     }
+    /// The largest latent that there are positions for: frames, height, width.
+    pub fn largest(&self) -> [i64; 3] {
+        let mut all = [1; 3];
+        for (size, (_, most, patch)) in all.iter_mut().zip(&self.limits) {
+            *size = most * patch;
+        }
+        all
+    }
     /// Whether positions exist for these sizes.
     ///
     /// # Errors

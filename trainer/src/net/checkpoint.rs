@@ -252,10 +252,10 @@ impl Checkpoint {
     }
     /// Several files as one set of tensors; `expected` is what the index says of each name.
     fn files(what: String, paths: Vec<PathBuf>, expected: Option<BTreeMap<String, usize>>) -> Result<Checkpoint, String> {
-        let mut files = vec![];
+        // All are there before one is read.
+        let files = paths.into_iter().map(|p| Map::open(&p).map(|m| (p, m))).collect::<Result<Vec<_>, _>>()?;
         let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
-        for (i, path) in paths.into_iter().enumerate() {
-            let map = Map::open(&path)?;
+        for (i, (path, map)) in files.iter().enumerate() {
             for (name, e) in entries(map.bytes(), i).map_err(|m| format!("{}: {m}", path.display()))? {
                 if let Some(index) = &expected {
                     match index.get(&name) {
@@ -268,7 +268,6 @@ impl Checkpoint {
                     return Err(format!("{}: tensor `{name}` is in two shards", path.display()));
                 }
             }
-            files.push((path, map));
         }
         if let Some((n, f)) = expected.iter().flatten().find(|(n, _)| !tensors.contains_key(*n)) {
             return Err(format!("{what}: tensor `{n}` is not in {}, where it should be", files[*f].0.display()));
