@@ -3,11 +3,13 @@
 mod bench;
 mod compile;
 mod devices;
+mod evaluate;
 mod explain;
 mod gpu;
 mod net;
 mod opt;
 mod run;
+mod sample;
 mod training;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +65,12 @@ enum Command {
     /// Distill a teacher into a student of a few steps
     #[command(after_help = "Example: pushforward distill examples/distill/digits-rcm.toml\n         pushforward distill --print-config > mine.toml")]
     Distill(training::Args),
+    /// Draw samples from a trained network
+    #[command(after_help = "Example: pushforward sample examples/distill/digits-rcm.toml --steps 1,2,4 -o samples")]
+    Sample(sample::Args),
+    /// Judge samples: quality, diversity and speed, beside the teacher and the real ones
+    #[command(after_help = "Example: pushforward evaluate examples/distill/digits-rcm.toml")]
+    Evaluate(evaluate::Args),
 }
 
 fn main() -> ExitCode {
@@ -84,6 +92,8 @@ fn main() -> ExitCode {
         Command::Gpu(a) => gpu::run(&a),
         Command::Teach(a) => training::teach(&a),
         Command::Distill(a) => training::distill(&a),
+        Command::Sample(a) => sample::run(&a),
+        Command::Evaluate(a) => evaluate::run(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -51,6 +51,10 @@ impl Cache {
     pub fn new(folder: Option<PathBuf>) -> Cache {
         Cache { folder }
     }
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
     /// The artifact under `key`, from the cache or else from `build`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! A training as its configuration says: data, networks, teacher, stages. What the loop ([`crate::train`]) asks for, made of the parts that know their own subjects.
 
 pub mod draw;
+pub mod judge;
 pub mod networks;
 pub mod stages;
 
@@ -114,10 +115,20 @@ impl Setup {
     pub fn picture(&self, drawn: &Drawn, count: usize) -> Result<Picture, String> {
         let data = self.feed.data();
         let numbers: Vec<f32> = drawn.samples.data().iter().map(|x| *x as f32).collect();
-        let one = |x: &[f32]| crate::picture::frames(&data.grey(x), &data.shape);
-        let all = numbers.chunks(data.size()).take(count).map(one).collect::<Result<Vec<_>, _>>()?;
         let columns = if data.classes > 1 && data.shape.len() == 3 { data.classes } else { 4 };
-        Ok(Picture::grid(&all, columns).zoomed(4))
+        Ok(Picture::grid(&self.one_by_one(&numbers, count)?, columns).zoomed(4))
+    }
+    /// The first samples of a set in one row, two where they are clips.
+    ///
+    /// # Errors
+    /// Samples that are no pictures.
+    pub fn strip(&self, numbers: &[f32], count: usize) -> Result<Picture, String> {
+        let columns = if self.feed.data().shape.len() == 3 { count } else { count.div_ceil(2).min(4) };
+        Ok(Picture::grid(&self.one_by_one(numbers, count)?, columns))
+    }
+    fn one_by_one(&self, numbers: &[f32], count: usize) -> Result<Vec<Picture>, String> {
+        let data = self.feed.data();
+        numbers.chunks(data.size()).take(count).map(|x| crate::picture::frames(&data.grey(x), &data.shape)).collect()
     }
 }
 
