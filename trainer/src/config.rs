@@ -59,6 +59,8 @@ section! {
         config: String = String::new(), "", |_x| true;
         /// Folder of the teacher (config.json and weights), relative to this configuration; distilling begins from its weights.
         teacher: String = String::new(), "", |_x| true;
+        /// Folder of weights to begin from instead, relative to this configuration: a run that goes on from another's `final`.
+        start: String = String::new(), "", |_x| true;
         /// Seed of weights that begin from nothing.
         seed: u64 = 0, "", |_x| true;
     }

@@ -72,7 +72,8 @@ impl Setup {
             Purpose::Teach => None,
             Purpose::Distill => Some(described.load(&teacher, &feed)?),
         };
-        Ok(Setup { start: teacher.clone().unwrap_or(start), config, feed, described, teacher, options })
+        let begun = if n.start.is_empty() { None } else { Some(described.load(&config.path(&n.start), &feed)?) };
+        Ok(Setup { start: begun.or_else(|| teacher.clone()).unwrap_or(start), config, feed, described, teacher, options })
     }
     /// The network as methods see it; with a second time where it jumps, with features where they are judged.
     ///
