@@ -4,7 +4,7 @@
 //! an instance has up to `max_panels` panels of it, and whatever has lanes is done panel by panel inside the streamed loop,
 //! so that what has none is loaded once for all of them. A dot then has one operand with lanes, read as vectors, and one
 //! without, read as broadcast scalars; reductions over other axes are vertical; nothing is transposed inside a loop. If the
-//! lane axis is `Full`, rows are resident: vectors along them, statistics as scalars. See `docs/lowering.md`.
+//! lane axis is `Full` and a loop is streamed, an instance has all panels of it. If it is `Full` and there is no loop, rows are resident: vectors along them, statistics as scalars. See `docs/lowering.md`.
 
 mod dot;
 mod memory;
@@ -43,8 +43,8 @@ pub fn lower(p: &Program, target: &Target) -> Result<(String, Signature), Error>
         buffers: p.buffers.clone(),
         dims: p.dims(),
         grid,
-        scratch_fixed: plan.fixed_bytes,
-        scratch_panel: plan.panel_bytes,
+        scratch_fixed: plan.fixed_bytes + plan.whole.unwrap_or(0) * plan.panel_bytes,
+        scratch_panel: if plan.whole.is_some() { 0 } else { plan.panel_bytes },
         max_panels: plan.max_panels,
     };
     let axes = vec![Span { base: Int::K(0), valid: Int::K(0) }; p.axes.len()];
@@ -209,7 +209,7 @@ impl Emit<'_> {
 
     fn instance(&mut self, panel: Option<(AxisId, Int, Int)>) -> Result<(), Error> {
         let plan = self.plan;
-        let mut panels = Int::K(1);
+        let mut panels = Int::from(plan.whole.unwrap_or(1));
         if let Some((a, base, left)) = panel {
             let w = Int::from(plan.width);
             let n = self.t.ceil_div(&left, &w);
@@ -318,7 +318,7 @@ impl Emit<'_> {
         let size = self.dim(&axis.size)?;
         let mut from = Int::K(0);
         let mut to = self.t.ceil_div(&size, &Int::K(tile));
-        for c in &l.within {
+        for c in l.within.iter().filter(|_| !l.stores) {
             let coef = c.axes.iter().filter(|(a, _)| *a == l.axis).map(|(_, k)| k).sum::<i64>();
             let (_, most) = self.range(c, Some(l.axis))?;
             if coef > 0 {
@@ -353,7 +353,7 @@ impl Emit<'_> {
                 e.t.min(&left, &Int::K(tile))
             };
             e.axes[l.axis.index()] = Span { base, valid };
-            e.segments(&l.body, panels, &l.within)
+            e.segments(&l.body, panels, if l.lanes_stored { &[] } else { &l.within })
         })
     }
 
@@ -401,6 +401,7 @@ impl Emit<'_> {
                 (Node::Dot(d), Some(out)) => self.dot(d, *out),
                 (Node::Gather(view), Some(out)) => self.gather(view, *out),
                 (Node::Scatter(view, v), _) => self.scatter(view, *v),
+                (Node::Turn(v, _), Some(out)) => self.turn(*v, *out),
                 _ => Err(Error::Internal("a group of one that is neither dot, gather nor scatter".into())),
             },
             Work::For(_) => Err(Error::Internal("a loop among straight groups".into())),

@@ -189,7 +189,8 @@ pub enum Stmt {
 pub struct Loop {
     /// The streamed axis.
     pub axis: AxisId,
-    /// Tiles in which one of these fails everywhere contribute nothing and are not visited.
+    /// Where one of these fails everywhere, in a tile or in a part of one, nothing is added to what is carried or summed. Such tiles are not
+    /// visited, unless the loop stores; then all are, and machines may leave such parts out.
     pub within: Vec<Constraint>,
     /// Values from one iteration to the next.
     pub carries: Vec<Carry>,
@@ -241,6 +242,20 @@ pub struct Program {
     pub operands: DType,
     /// The axis whose elements lie side by side in vector lanes on machines that have them: a `Block` axis, or a `Full` one.
     pub lanes: Option<AxisId>,
+}
+
+impl Loop {
+    /// Whether the body writes to memory, so that every tile has to be visited.
+    pub fn stores(&self) -> bool {
+        fn any(body: &[Stmt]) -> bool {
+            body.iter().any(|s| match s {
+                Stmt::Store(..) => true,
+                Stmt::For(l) => any(&l.body),
+                Stmt::Let(..) => false,
+            })
+        }
+        any(&self.body)
+    }
 }
 
 impl Program {

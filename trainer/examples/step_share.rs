@@ -22,8 +22,7 @@ fn main() {
     let (batch, threads) = (args.next().unwrap_or(128), args.next().unwrap_or(2));
     let options = Options { on: On::Cpu, dtype: DType::F32, threads: Some(threads), ..Options::default() };
     let built = net::Network::build(&net::Config::Dit(dit::Config::digits()), &Variant::default(), Precision::F32).unwrap();
-    let function = passes::inline(&built.function).unwrap();
-    let network = Network::new(function, "hidden_states", &["timestep"], &["class_labels"], "out").unwrap();
+    let network = Network::new(built.function.clone(), "hidden_states", &["timestep"], &["class_labels"], "out").unwrap();
     let random = Random::new(1);
     let weights: Weights = built.weights.iter().map(|w| {
         let z = random.stream(0, &w.name).normals(w.len());

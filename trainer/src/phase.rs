@@ -6,7 +6,6 @@
 //! student's count    n = i if i < H, else H + ⌊(i − H)/freq⌋         drives rollout lengths and averaging
 //! tangent's weight   r = 1 if H = 0, else min(1, i/H)
 //! rollout steps      student: n mod 4 + 1        critic: (i − n − 1) mod 4 + 1
-//! learning rate      linear from 10⁻⁶ to 1 of its value over the first 100 steps of that optimizer
 //! ```
 
 /// The plan of a training.
@@ -57,13 +56,6 @@ impl Plan {
     }
 }
 
-/// The factor of the learning rate at an optimizer's own step.
-pub fn learning_rate(step: u64) -> f64 {
-    const STEPS: f64 = 100.0;
-    const FIRST: f64 = 1e-6;
-    (FIRST + (1.0 - FIRST) * step as f64 / STEPS).min(1.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,11 +77,5 @@ mod tests {
         let student: Vec<u64> = (0..30).filter(|i| plan.turn(*i) != Turn::Critic).map(|i| plan.rollout_steps(i)).collect();
         let critic: Vec<u64> = (0..8).filter(|i| plan.turn(*i) == Turn::Critic).map(|i| plan.rollout_steps(i)).collect();
         assert_eq!((student, critic), (vec![1, 2, 3, 4, 1, 2], vec![1, 2, 3, 4, 1, 2]));
-    }
-
-    #[test]
-    fn learning_rates() {
-        assert_eq!([learning_rate(0), learning_rate(100), learning_rate(10_000)], [1e-6, 1.0, 1.0]);
-        assert!((learning_rate(50) - 0.5).abs() < 1e-6);
     }
 }

@@ -9,13 +9,15 @@ use trainer::method::dcm::Discrete;
 use trainer::method::dmd::{Matching, critic, rollout};
 use trainer::method::meanflow::{self, Target};
 use trainer::method::scm::{Consistency, Form, Placement, Tangent};
-use trainer::method::{Noisy, Teacher, Weights};
+use trainer::method::flow::{self, Flow};
+use trainer::method::{Batch, Learner, Method, Noisy, Teacher, Weights};
 use trainer::network::{Network, Point};
 use trainer::optim::{AdamW, Optimizer, Schedule};
 use trainer::rows::Rows;
 use trainer::sampler::{Between, Clock, RELEASED, diffusers_grid, euler, few, few_steps, shifted_grid, unipc};
 use trainer::density::Density;
-use trainer::{Flow, Sigma, Trig};
+use trainer::random::Random;
+use trainer::{Sigma, Trig};
 
 /// To what the references agree with the equations; a few float64 operations apart.
 const BOUND: f64 = 1e-9;
@@ -142,6 +144,14 @@ fn the_first_papers_form_is_cos_times_the_derivative_of_the_consistency_function
     let (a, b) = (at(1e-5), at(-1e-5));
     let rate = Rows::of([&a, &b], |i, [a, b]| draw.times[i].0.cos() * (a - b) / 2e-5);
     close("g", o.g.data(), rate.data(), 1e-6);
+    // The loss is a mean over elements, and a logarithmic weight w turns L into eʷ·L − w, whose gradient is eʷ times that of L.
+    let w = 0.7f64;
+    let weighted = c.weighted(&mut student, &mut teacher, &draw, &condition, &empty, 1.0, &[w; 6]).unwrap();
+    close("loss", &o.loss, &o.direction.each(|d| 100.0 * d.iter().map(|x| x * x).sum::<f64>() / 2.0), BOUND);
+    close("weighted loss", &weighted.loss, &o.loss.iter().map(|l| w.exp() * l - w).collect::<Vec<_>>(), BOUND);
+    for (name, g) in &o.gradient {
+        close(name, &weighted.gradient[name].to_f64(), &g.to_f64().iter().map(|g| w.exp() * g).collect::<Vec<_>>(), BOUND);
+    }
 }
 
 #[test]
@@ -269,7 +279,7 @@ fn teachers_are_sampled_as_elsewhere() {
     let single = 1e-6;
     let x = f.rows("x");
     for (n, shift) in [(10, 5.0), (5, 3.0), (50, 5.0), (50, 8.0)] {
-        for (top, name) in [(Flow(1.0), "1"), (Sigma(80.0).into(), "80")] {
+        for (top, name) in [(trainer::Flow(1.0), "1"), (Sigma(80.0).into(), "80")] {
             let y = euler(&mut velocity, &x, &shifted_grid(n, shift, top)).unwrap();
             close(&format!("euler {n} {shift} {name}"), y.data(), &f.list(&format!("euler.n{n}.shift{shift:?}.smax{name}.x")), single);
         }
@@ -298,4 +308,25 @@ fn adamw_is_pytorchs() {
             close(&format!("{name}, step {step}"), &o.weights()["w"].to_f64(), want.row(step), 1e-12);
         }
     }
+}
+
+#[test]
+fn a_dropped_condition_is_the_empty_one_and_a_kept_one_is_not() {
+    let f = Fixture::load("toy_wan");
+    let settings = |drop| flow::Settings { density: Density::COSMOS, uniform: 0.3, drop };
+    let learner = || Learner::new(toy(), &f.weights("student"), AdamW::released(Schedule::constant(1e-3)), None, &exact()).unwrap();
+    let after = |drop: f64, condition: &str| {
+        let mut m = Flow::new(learner(), settings(drop));
+        let batch = Batch { x0: f.tensor("x0"), condition: f.condition(condition), empty: f.condition("uncond") };
+        let said = m.step(0, &batch, &Random::new(6)).unwrap();
+        (m.weights(), said)
+    };
+    assert!(after(1.0, "cond") == after(0.0, "uncond"));
+    assert!(after(0.0, "cond") != after(0.0, "uncond"));
+    let (mixed, said) = after(0.5, "cond");
+    assert!(mixed != after(0.0, "cond").0 && mixed != after(1.0, "cond").0);
+    assert!(said.get("loss").unwrap() > 0.0);
+    let mut m = Flow::new(learner(), settings(0.5));
+    let e = m.step(0, &Batch { x0: f.tensor("x0"), condition: f.condition("cond"), empty: Default::default() }, &Random::new(6)).unwrap_err();
+    assert!(e.message.contains("`cond`") && e.hint.is_some());
 }

@@ -1,7 +1,7 @@
 //! Dots: `rows × vectors` accumulators stay in registers while the summed axes run.
 //!
 //! Every term has one operand with lanes, read as vectors, and one without, read as scalars with any strides, so that no
-//! operand is ever packed or transposed. Several terms share the accumulators and the loop; the initial products are what
+//! operand is ever packed or transposed, except for a sum over the lane axis itself: its vectors lie along another axis. Several terms share the accumulators and the loop; the initial products are what
 //! the accumulators start from. The last group of rows may reach into the padding of the result.
 
 use super::nest::Known;
@@ -28,9 +28,7 @@ struct Tile<'a> {
 
 impl Emit<'_> {
     pub(super) fn dot(&mut self, d: &Dot, out: V) -> Result<(), Error> {
-        let plan = self.plan;
-        let lane = plan.lanes.ok_or_else(|| Error::Internal("a dot without a lane axis".into()))?;
-        let outer: Vec<AxisId> = plan.values[out].axes.iter().copied().filter(|a| *a != lane && Some(*a) != d.rows).collect();
+        let outer: Vec<AxisId> = self.plan.values[out].axes.iter().copied().filter(|a| *a != d.vec && Some(*a) != d.rows).collect();
         self.dot_outer(d, out, &outer, &mut vec![])
     }
 
@@ -47,12 +45,15 @@ impl Emit<'_> {
         let plan = self.plan;
         let vl = plan.vl;
         let ty = Ty::of(plan.values[out].dtype, Some(vl));
-        let chunks = plan.width / vl;
+        let laned = plan.lanes == Some(d.vec);
+        let chunks = plan.extent(d.vec).div_ceil(vl);
         let (rows, count) = match d.rows {
             Some(a) => (plan.micro.rows.min(plan.extent(a)), self.axes[a.index()].valid.clone()),
             None => (1, Int::K(1)),
         };
-        let v = plan.micro.vectors.min(chunks);
+        // Panels are as wide as the tile of registers; of another axis, tiles of which none is left over where that is possible.
+        let most = plan.micro.vectors.min(chunks);
+        let v = if laned { most } else { (2..=most).rev().find(|v| chunks.is_multiple_of(*v)).unwrap_or(most) };
         let main = chunks / v * v;
         let at = index.clone();
         let range = |e: &mut Self, from: &Int, to: &Int, vectors: usize| {
@@ -66,9 +67,11 @@ impl Emit<'_> {
             range(e, &Int::from(main * vl), &Int::from(chunks * vl), 1)
         };
         // A panel of which less exists is done vector by vector: a narrow tile costs little, vectors that nobody looks at cost all.
-        let lane = plan.lanes.ok_or_else(|| Error::Internal("a dot without a lane axis".into()))?;
-        let exist = self.lanes_in_use(lane);
-        if v == 1 || matches!(exist, Int::K(_)) {
+        if v == 1 || !laned {
+            return whole(self);
+        }
+        let exist = self.lanes_in_use(d.vec);
+        if matches!(exist, Int::K(_)) {
             return whole(self);
         }
         let full = self.t.compare("sgt", &exist, &Int::from((chunks - 1) * vl));
@@ -108,7 +111,7 @@ impl Emit<'_> {
     fn dot_start(&mut self, tile: &Tile, outer: &[(AxisId, Int)], first: &Int) -> Result<Vec<String>, Error> {
         let plan = self.plan;
         let dtype = plan.values[tile.out].dtype;
-        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: plan.lanes, ahead: BTreeMap::new() };
+        let nest = Nest { items: vec![], domain: BTreeSet::new(), reduced: None, vec: Some(tile.dot.vec), ahead: BTreeMap::new() };
         let mut shared = Known::at(outer.to_vec(), (0..tile.vectors).map(|j| self.t.add(&tile.lane, &Int::from(j * plan.vl))).collect());
         let mut accs = vec![];
         for i in 0..tile.rows {

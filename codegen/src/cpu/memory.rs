@@ -470,6 +470,47 @@ impl Emit<'_> {
         })
     }
 
+    /// A tile with its vectors along another axis, by squares; the lane axis is a row of `out`.
+    pub(super) fn turn(&mut self, v: V, out: V) -> Result<(), Error> {
+        let plan = self.plan;
+        let (Some(lane), Some(x)) = (plan.lanes, plan.values[out].vec) else { return Err(Error::Internal("a tile is turned without two axes".into())) };
+        let outer: Vec<AxisId> = plan.values[out].axes.iter().copied().filter(|a| *a != lane && *a != x).collect();
+        self.turn_rows(v, out, &outer, &mut vec![])
+    }
+
+    fn turn_rows(&mut self, v: V, out: V, outer: &[AxisId], index: &mut Vec<(AxisId, Int)>) -> Result<(), Error> {
+        let plan = self.plan;
+        if let Some((&a, rest)) = outer.split_first() {
+            let n = self.axes[a.index()].valid.clone();
+            return self.looped(&Int::K(0), &n, 1, |e, i| {
+                index.push((a, i));
+                let r = e.turn_rows(v, out, rest, index);
+                index.pop();
+                r
+            });
+        }
+        let (Some(lane), Some(x)) = (plan.lanes, plan.values[out].vec) else { return Err(Error::Internal("a tile is turned without two axes".into())) };
+        let (vl, c) = (plan.vl, plan.values[v].dtype);
+        let (from, to) = (Int::from(plan.stride(v, x).unwrap_or(0)), Int::from(plan.stride(out, lane).unwrap_or(0)));
+        let n = self.axes[x.index()].valid.clone();
+        let exist = self.lanes_in_use(lane);
+        self.looped(&Int::K(0), &exist, vl as i64, |e, l| {
+            e.looped(&Int::K(0), &n, vl as i64, |e, i| {
+                let mut at = index.clone();
+                at.push((x, i.clone()));
+                let p = e.slot(v, &at, &l)?;
+                let mut at = index.clone();
+                at.push((lane, l));
+                let q = e.slot(out, &at, &i)?;
+                let left = e.t.sub(&n, &i);
+                let (s, w, left) = (e.t.name(&from), e.t.name(&to), e.t.name(&left));
+                let call = e.call(Helper::Transpose(c, c), &format!("{p}, {s}, {q}, {w}, {left}"), "(!llvm.ptr, i64, !llvm.ptr, i64, i64) -> ()");
+                e.t.line(call);
+                Ok(())
+            })
+        })
+    }
+
     /// Loads from scratch memory.
     pub(super) fn get(&mut self, p: &str, d: DType, lanes: Option<usize>) -> String {
         let ty = Ty::of(if d == DType::Bool { DType::I32 } else { d }, lanes);

@@ -416,7 +416,7 @@ impl Emit<'_> {
                         self.store(&x, &p, from, d, lanes, chunk.count.as_ref());
                         continue;
                     }
-                    Node::Dot(_) | Node::Gather(_) | Node::Scatter(..) | Node::For(_) => return Err(Error::Internal("an item that cannot be fused is in a nest".into())),
+                    Node::Dot(_) | Node::Turn(..) | Node::Gather(_) | Node::Scatter(..) | Node::For(_) => return Err(Error::Internal("an item that cannot be fused is in a nest".into())),
                 };
                 if let Some(out) = item.out {
                     known.values.insert((out, c), x);

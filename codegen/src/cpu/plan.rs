@@ -4,6 +4,9 @@
 //! Statements become *items*, items become *groups*. A group is one loop nest of fused loads, maps, reductions and stores
 //! over the same axes; or one dot; or one transposing load or store; or a loop over a streamed axis with groups inside.
 //! Greedy list scheduling: an item joins the first group of its shape behind everything it needs.
+//!
+//! A lane axis that stands whole in a streamed loop is cut into panels too, all of them the instance's own. Sums of products over it then
+//! run over the panels one after the other, into an accumulator without lanes, whose vectors lie along another axis.
 
 #![allow(missing_docs)] // fields say what they are
 
@@ -47,9 +50,11 @@ pub struct Value {
     pub place: Option<Place>,
 }
 
-/// `init + Σ a·b`: every first operand is without lanes, every second one has them.
+/// `init + Σ a·b`: every first operand is without the axis of vectors, every second one has it.
 #[derive(Clone, Debug)]
 pub struct Dot {
+    /// The axis along which vectors lie: the lane axis, unless that is summed.
+    pub vec: AxisId,
     pub init: Vec<Vec<V>>,
     pub terms: Vec<(V, V)>,
     pub sum: Vec<AxisId>,
@@ -62,6 +67,8 @@ pub struct Dot {
 pub enum Node {
     Map(Elementwise, Vec<V>),
     Copy(V),
+    /// The same tile with its vectors along another axis than the lane axis, which is a row then.
+    Turn(V, AxisId),
     Load(View),
     Fill { value: V, fill: f64, keep: Vec<Constraint> },
     Reduce(ReduceKind, V, Vec<AxisId>),
@@ -86,6 +93,9 @@ pub struct Item {
 pub struct LoopPlan {
     pub axis: AxisId,
     pub within: Vec<Constraint>,
+    /// Whether the body writes to memory, and whether it writes something with lanes.
+    pub stores: bool,
+    pub lanes_stored: bool,
     /// The carried value, and what it becomes.
     pub carries: Vec<(V, V)>,
     items: Vec<Item>,
@@ -143,6 +153,8 @@ pub struct Plan<'p> {
     pub lanes: Option<AxisId>,
     /// Whether the lane axis is cut into panels.
     pub panels: bool,
+    /// How many panels an instance has, if it has all of them.
+    pub whole: Option<usize>,
     /// Elements of the lane axis in a tile.
     pub width: usize,
     /// Parallel axes that an instance walks index by index.
@@ -155,6 +167,12 @@ pub struct Plan<'p> {
     row_axes: BTreeSet<AxisId>,
     same: HashMap<V, V>,
     forced: HashMap<V, V>,
+    /// Tiles whose vectors lie along another axis than the rule says.
+    along: HashMap<V, AxisId>,
+    /// Tiles that were turned, by the value and the axis.
+    turned: BTreeMap<(V, AxisId), V>,
+    /// Sums over all panels, and the zeros that they start from.
+    sums: BTreeMap<V, V>,
     segments: usize,
     clock: usize,
     written: BTreeMap<V, (usize, usize)>,
@@ -173,8 +191,10 @@ impl<'p> Plan<'p> {
     pub fn new(p: &'p Program, target: &Target) -> Result<Plan<'p>, Error> {
         let vl = target.vector_bytes / p.compute.bytes();
         let lanes = p.lanes.filter(|a| matches!(p.axis(*a).role, Role::Block(_) | Role::Full(_))).or_else(|| pick_lanes(p));
-        let panels = lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Block(_)));
         let dots = any(&p.body, &|s| matches!(s, Stmt::Let(_, Op::Dot { .. })));
+        let streams = any(&p.body, &|s| matches!(s, Stmt::For(_)));
+        let cut = dots && streams && p.lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Full(_)));
+        let panels = cut || lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Block(_)));
         let mut micro = target.micro;
         if !dots {
             micro.vectors = 4;
@@ -189,6 +209,7 @@ impl<'p> Plan<'p> {
             Some(_) => micro.vectors * vl,
             None => 1,
         };
+        let whole = lanes.filter(|_| cut).map(|a| p.axis(a).extent().div_ceil(width));
         let serial = if !dots && !panels {
             (0..p.axes.len()).map(|i| AxisId(i as u32)).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect()
         } else {
@@ -202,6 +223,7 @@ impl<'p> Plan<'p> {
             micro,
             lanes,
             panels,
+            whole,
             width,
             serial,
             body: vec![],
@@ -211,6 +233,9 @@ impl<'p> Plan<'p> {
             row_axes: BTreeSet::new(),
             same: HashMap::new(),
             forced: HashMap::new(),
+            along: HashMap::new(),
+            turned: BTreeMap::new(),
+            sums: BTreeMap::new(),
             segments: 0,
             clock: 0,
             written: BTreeMap::new(),
@@ -240,8 +265,7 @@ impl<'p> Plan<'p> {
         plan.stamp(&mut body);
         plan.allocate(&mut body);
         plan.body = body;
-        let streams = any(&p.body, &|s| matches!(s, Stmt::For(_)));
-        plan.max_panels = if !panels {
+        plan.max_panels = if !panels || plan.whole.is_some() {
             1
         } else if plan.panel_bytes == 0 && !streams {
             64
@@ -343,7 +367,12 @@ impl<'p> Plan<'p> {
                     for c in &l.carries {
                         items.push(Item { out: Some(c.inside.index()), node: Node::Copy(self.v(c.init)) });
                     }
-                    let mut inner = self.collect(&l.body)?;
+                    let inner = self.collect(&l.body)?;
+                    let mut own: BTreeSet<V> = inner.iter().filter_map(|i| i.out).collect();
+                    own.extend(l.carries.iter().map(|c| c.inside.index()));
+                    // What does not change in the loop is turned once.
+                    let (once, mut inner): (Vec<Item>, Vec<Item>) = inner.into_iter().partition(|i| matches!(i.node, Node::Turn(v, _) if !own.contains(&v)));
+                    items.extend(once);
                     let own: BTreeSet<V> = inner.iter().filter_map(|i| i.out).collect();
                     let inside: BTreeSet<V> = l.carries.iter().map(|c| c.inside.index()).collect();
                     for c in &l.carries {
@@ -361,7 +390,9 @@ impl<'p> Plan<'p> {
                     for c in &l.carries {
                         self.same.insert(c.after.index(), c.inside.index());
                     }
-                    let plan = LoopPlan { axis: l.axis, within: l.within.clone(), carries, items: inner, body: vec![] };
+                    let writes = |i: &Item| matches!(&i.node, Node::Store(_, v) | Node::Scatter(_, v) if self.laned(*v)) || matches!(&i.node, Node::For(l) if l.lanes_stored);
+                    let lanes_stored = inner.iter().any(writes);
+                    let plan = LoopPlan { axis: l.axis, within: l.within.clone(), stores: l.stores(), lanes_stored, carries, items: inner, body: vec![] };
                     items.push(Item { out: None, node: Node::For(Box::new(plan)) });
                 }
             }
@@ -400,7 +431,18 @@ impl<'p> Plan<'p> {
                 let gathered = self.lanes.is_some_and(|l| self.has(out, l) && view.stride(l).is_some_and(|s| !s.is_one()));
                 if gathered { Node::Gather(view.clone()) } else { Node::Load(view.clone()) }
             }
+            Op::Map(Elementwise::Div, args) if self.divides_by_scalars(self.v(args[0]), self.v(args[1])) => {
+                // One division per row instead of one per vector.
+                let (x, y) = (self.v(args[0]), self.v(args[1]));
+                let d = self.values[out].dtype;
+                let one = self.number(1.0, d);
+                let inverse = self.binary(Elementwise::Div, one, y, d, items);
+                Node::Map(Elementwise::Mul, vec![x, inverse])
+            }
             Op::Map(e, args) => Node::Map(*e, args.iter().map(|a| self.v(*a)).collect()),
+            Op::Reduce(_, _, axes) if self.whole.is_some() && axes.iter().any(|a| Some(*a) == self.lanes) => {
+                return Err(self.refuse("a reduction over the lane axis, which is cut into panels, that is no sum of products"));
+            }
             Op::Reduce(k, v, axes) => Node::Reduce(*k, self.v(*v), self.reducible(axes)?),
             Op::Fill { value, fill, keep } => Node::Fill { value: self.v(*value), fill: *fill, keep: keep.clone() },
             Op::Dot { init, terms, sum } => {
@@ -414,6 +456,11 @@ impl<'p> Plan<'p> {
         Ok(())
     }
 
+    /// Whether a quotient's vectors are all divided by one number per row, which is computed.
+    fn divides_by_scalars(&self, x: V, y: V) -> bool {
+        self.values[y].inline.is_none() && self.values[y].dtype.is_float() && self.laned(x) && !self.laned(y)
+    }
+
     fn reducible(&self, axes: &[AxisId]) -> Result<Vec<AxisId>, Error> {
         for &a in axes {
             if matches!(self.p.axis(a).role, Role::Grid | Role::Block(_)) {
@@ -425,6 +472,9 @@ impl<'p> Plan<'p> {
 
     fn collect_dot(&mut self, out: V, init: Vec<Vec<V>>, terms: Vec<(V, V)>, sum: Vec<AxisId>, items: &mut Vec<Item>) -> Result<(), Error> {
         let d = self.values[out].dtype;
+        if self.whole.is_some() && sum.iter().any(|a| Some(*a) == self.lanes) {
+            return self.collect_sum(out, init, &terms, sum, items);
+        }
         let regular = self.laned(out)
             && !terms.is_empty()
             && !sum.iter().any(|a| Some(*a) == self.lanes)
@@ -439,7 +489,8 @@ impl<'p> Plan<'p> {
             let score = |a: &AxisId| (ordered.iter().all(|(x, y)| self.has(*x, *a) && !self.has(*y, *a)), self.extent(*a));
             let rows = rows.max_by_key(score);
             self.row_axes.extend(rows);
-            items.push(Item { out: Some(out), node: Node::Dot(Dot { init, terms: ordered, sum, rows }) });
+            let Some(vec) = self.lanes else { return Err(self.refuse("a dot with lanes, but without a lane axis")) };
+            items.push(Item { out: Some(out), node: Node::Dot(Dot { vec, init, terms: ordered, sum, rows }) });
             return Ok(());
         }
         // Σ as products, then a reduction.
@@ -474,6 +525,60 @@ impl<'p> Plan<'p> {
         items.push(Item { out: Some(out), node: Node::Copy(total) });
         Ok(())
     }
+    /// A sum of products over the lane axis, panel by panel: the accumulator has its vectors along another axis, which one operand of
+    /// each term has, turned for it.
+    fn collect_sum(&mut self, out: V, init: Vec<Vec<V>>, terms: &[(V, V)], sum: Vec<AxisId>, items: &mut Vec<Item>) -> Result<(), Error> {
+        let d = self.values[out].dtype;
+        let one_has = |p: &Plan, (a, b): &(V, V), x: AxisId| p.has(*a, x) != p.has(*b, x);
+        let inner: BTreeSet<V> = items.iter().filter_map(|i| i.out).collect();
+        let fits = |p: &Plan, x: AxisId| !sum.contains(&x) && terms.iter().all(|t| one_has(p, t, x) && p.laned(t.0) && p.laned(t.1) && p.values[t.0].dtype == d && p.values[t.1].dtype == d);
+        // Rather along an axis of operands that stay the same in the loop: these are turned once.
+        let stays = |p: &Plan, x: AxisId| terms.iter().all(|(a, b)| !inner.contains(if p.has(*a, x) { a } else { b }));
+        let vec = self.values[out].axes.iter().copied().filter(|x| fits(self, *x)).max_by_key(|x| (stays(self, *x), self.extent(*x)));
+        let Some(vec) = vec.filter(|_| !terms.is_empty()) else {
+            return Err(self.refuse(format!("a sum over axis `{}`, which is cut into panels, of products in which no axis belongs to one operand", self.lanes.map_or("?", |l| &self.p.axis(l).name))));
+        };
+        let mut ordered = vec![];
+        for &(a, b) in terms {
+            let (a, b) = if self.has(b, vec) { (a, b) } else { (b, a) };
+            let b = self.concrete(b, items);
+            let turned = match self.turned.get(&(b, vec)) {
+                Some(t) => *t,
+                None => {
+                    let t = self.temporary(d, self.values[b].axes.clone());
+                    self.along.insert(t, vec);
+                    self.turned.insert((b, vec), t);
+                    items.push(Item { out: Some(t), node: Node::Turn(b, vec) });
+                    t
+                }
+            };
+            ordered.push((self.concrete(a, items), turned));
+        }
+        let rows = self.values[out].axes.iter().copied().filter(|a| *a != vec);
+        let rows = rows.max_by_key(|a| (ordered.iter().all(|(x, y)| self.has(*x, *a) && !self.has(*y, *a)), self.extent(*a)));
+        self.row_axes.extend(rows);
+        let axes = self.values[out].axes.clone();
+        let (zeros, none) = (self.temporary(d, axes.clone()), self.number(0.0, d));
+        let total = if init.is_empty() { out } else { self.temporary(d, axes) };
+        self.along.extend([(zeros, vec), (total, vec)]);
+        self.sums.insert(total, zeros);
+        items.push(Item { out: Some(zeros), node: Node::Copy(none) });
+        items.push(Item { out: Some(total), node: Node::Dot(Dot { vec, init: vec![vec![zeros]], terms: ordered, sum, rows }) });
+        if init.is_empty() {
+            return Ok(());
+        }
+        let mut x = total;
+        for product in init {
+            let mut y: Option<V> = None;
+            for v in product {
+                y = Some(y.map_or(v, |y| self.binary(Elementwise::Mul, y, v, d, items)));
+            }
+            let y = y.unwrap_or_else(|| self.number(1.0, d));
+            x = self.binary(Elementwise::Add, x, y, d, items);
+        }
+        items.push(Item { out: Some(out), node: Node::Copy(x) });
+        Ok(())
+    }
     fn binary(&mut self, op: Elementwise, a: V, b: V, d: DType, items: &mut Vec<Item>) -> V {
         let axes: BTreeSet<AxisId> = self.values[a].axes.iter().chain(&self.values[b].axes).copied().collect();
         let t = self.temporary(d, axes.into_iter().collect());
@@ -499,7 +604,9 @@ impl<'p> Plan<'p> {
             let axes = self.values[out].axes.clone();
             let inherit = |p: &Plan, v: V| p.values[v].vec.filter(|x| axes.contains(x));
             let last = axes.iter().copied().rfind(|a| self.extent(*a) > 1);
-            self.values[out].vec = if self.laned(out) {
+            self.values[out].vec = if let Some(&a) = self.along.get(&out) {
+                Some(a)
+            } else if self.laned(out) {
                 self.lanes
             } else if let Some(&c) = self.forced.get(&out) {
                 self.values[c].vec
@@ -521,7 +628,7 @@ impl<'p> Plan<'p> {
         let scalars = |c: &[Constraint]| c.iter().flat_map(|c| c.scalars.iter().map(|(v, _)| self.v(*v))).collect::<Vec<_>>();
         match &item.node {
             Node::Map(_, args) => args.clone(),
-            Node::Copy(v) | Node::Reduce(_, v, _) | Node::Store(_, v) | Node::Scatter(_, v) => vec![*v],
+            Node::Copy(v) | Node::Turn(v, _) | Node::Reduce(_, v, _) | Node::Store(_, v) | Node::Scatter(_, v) => vec![*v],
             Node::Fill { value, keep, .. } => std::iter::once(*value).chain(scalars(keep)).collect(),
             Node::Load(_) | Node::Gather(_) => vec![],
             Node::Dot(d) => d.init.iter().flatten().copied().chain(d.terms.iter().flat_map(|(a, b)| [*a, *b])).collect(),
@@ -688,19 +795,19 @@ impl<'p> Plan<'p> {
         let groups = self.lanes_last(groups);
         // Carried values: the new one takes the old one's place if nothing reads the old one afterwards; else it is copied.
         for (inside, next) in carries {
-            let made = groups.iter().position(|g| self.writes(g).contains(next));
-            let read = groups.iter().rposition(|g| self.reads(g).contains(inside));
+            let made = groups.iter().position(|g| self.writes(&g.1).contains(next));
+            let read = groups.iter().rposition(|g| self.reads(&g.1).contains(inside));
             let in_place = match (made, read) {
                 (Some(_), None) => true,
                 (Some(m), Some(r)) if r < m => true,
-                (Some(m), Some(r)) if r == m => match &groups[m].work {
+                (Some(m), Some(r)) if r == m => match &groups[m].1.work {
                     Work::Nest(_) => true,
                     Work::Single(Item { node: Node::Dot(d), .. }) => !d.terms.iter().any(|(a, b)| a == inside || b == inside),
                     _ => false,
                 },
                 _ => false,
             };
-            let made_in = made.is_some_and(|m| matches!(&groups[m].work, Work::Nest(_) | Work::Single(Item { node: Node::Dot(_) | Node::Gather(_), .. })));
+            let made_in = made.is_some_and(|m| matches!(&groups[m].1.work, Work::Nest(_) | Work::Single(Item { node: Node::Dot(_) | Node::Gather(_), .. })));
             let (a, b) = (&self.values[*inside], &self.values[*next]);
             if in_place && made_in && a.axes == b.axes && a.dtype == b.dtype && !carries.iter().any(|(o, n)| n == next && o != inside) {
                 self.same.insert(*next, *inside);
@@ -716,10 +823,19 @@ impl<'p> Plan<'p> {
                 copies.push(Group { work: Work::Nest(Nest { items: vec![item], domain, reduced, vec, ahead: BTreeMap::new() }), time: 0, segment: 0 });
             }
         }
+        for g in &groups {
+            for v in self.writes(&g.1) {
+                if let Some(zeros) = self.sums.get(&v) {
+                    self.same.insert(v, *zeros);
+                }
+            }
+        }
         let mut segments: Vec<Segment> = vec![];
-        for g in groups {
+        let mut phase = None;
+        for (p, g) in groups {
             let laned = self.panels && self.has_lanes(&g);
-            match (&g.work, segments.last_mut()) {
+            let open = if phase.replace(p) == Some(p) { segments.last_mut() } else { None };
+            match (&g.work, open) {
                 (Work::For(_), _) => segments.push(Segment::For(g)),
                 (_, Some(Segment::Panels(list))) if laned => list.push(g),
                 (_, Some(Segment::Straight(list))) if !laned => list.push(g),
@@ -739,21 +855,38 @@ impl<'p> Plan<'p> {
         Ok(segments)
     }
 
-    /// Between loops, what has no lanes before what has.
-    fn lanes_last(&self, groups: Vec<Group>) -> Vec<Group> {
-        let mut out: Vec<Group> = vec![];
-        let mut laned: Vec<Group> = vec![];
+    /// Between loops, what has no lanes before what has; and what needs a sum over all panels behind these. With the number of the phase:
+    /// groups of one phase share a loop over panels.
+    fn lanes_last(&self, groups: Vec<Group>) -> Vec<(usize, Group)> {
+        let mut out: Vec<(usize, Group)> = vec![];
+        let mut run: Vec<(usize, Group)> = vec![];
+        // Per value of the run: its phase, and whether it is complete only behind it.
+        let mut made: BTreeMap<V, (usize, bool)> = BTreeMap::new();
+        let mut base = 0;
         for g in groups {
             if matches!(g.work, Work::For(_)) {
-                out.append(&mut laned);
-                out.push(g);
-            } else if self.panels && self.has_lanes(&g) {
-                laned.push(g);
-            } else {
-                out.push(g);
+                run.sort_by_key(|(p, _)| *p);
+                base = run.last().map_or(base, |(p, _)| p + 1);
+                out.append(&mut run);
+                out.push((base, g));
+                base += 2 - base % 2;
+                made.clear();
+                continue;
             }
+            let laned = self.panels && self.has_lanes(&g);
+            let mut phase = base + usize::from(laned);
+            for v in self.reads(&g) {
+                if let Some(&(p, sum)) = made.get(&v) {
+                    phase = phase.max(if p % 2 != usize::from(laned) { p + 1 } else if sum { p + 2 } else { p });
+                }
+            }
+            for v in self.writes(&g) {
+                made.insert(v, (phase, self.sums.contains_key(&v)));
+            }
+            run.push((phase, g));
         }
-        out.append(&mut laned);
+        run.sort_by_key(|(p, _)| *p);
+        out.append(&mut run);
         out
     }
 
@@ -825,6 +958,9 @@ impl<'p> Plan<'p> {
                 }
                 for v in self.reads(g) {
                     self.note_read(v, g.time, segment);
+                    if let Some(&zeros) = self.sums.get(&v) {
+                        self.note_read(zeros, g.time, segment);
+                    }
                     if panels && self.written.get(&v).is_some_and(|(_, s)| *s != segment) {
                         from_outside.push(v);
                     }

@@ -1,7 +1,8 @@
 //! What a block program must do at least: operations on valid elements, and every element of memory once.
 //!
 //! Loops with `within` are counted exactly: the blocks and tiles of the axes that constraints couple are enumerated, the other
-//! axes are factors. A constraint with a loaded scalar is taken to hold, since its number is not known.
+//! axes are factors. A constraint with a loaded scalar is taken to hold, since its number is not known. A lane axis that stands whole
+//! in a streamed tile is counted in parts, since machines cut it so.
 
 use super::{AxisId, Constraint, Loop, Op, Program, Role, Stmt, View};
 use crate::diagnostic::Error;
@@ -121,6 +122,8 @@ impl Count<'_> {
 
 /// Elements of a tile with `axes`, summed over all instances and all visits inside `loops`.
 fn elements(p: &Program, loops: &[&Loop], axes: &[AxisId]) -> u64 {
+    // Parts of a lane axis that is there whole: about what a machine has in registers at once.
+    const PART: u64 = 48;
     let within: Vec<&Constraint> = loops.iter().flat_map(|l| &l.within).filter(|c| c.scalars.is_empty()).collect();
     let coupled = |a: AxisId| within.iter().any(|c| c.axes.iter().any(|(x, _)| *x == a));
     let mut product = 1u64;
@@ -128,6 +131,10 @@ fn elements(p: &Program, loops: &[&Loop], axes: &[AxisId]) -> u64 {
     for (i, a) in p.axes.iter().enumerate() {
         let id = AxisId(i as u32);
         let (size, has, tile) = (number(&a.size), axes.contains(&id), a.extent().max(1) as u64);
+        if matches!(a.role, Role::Full(_)) && p.lanes == Some(id) && coupled(id) && has {
+            walk.push((id, size, PART, true));
+            continue;
+        }
         let active = match a.role {
             Role::Grid | Role::Block(_) => true,
             Role::Stream(_) => loops.iter().any(|l| l.axis == id),
@@ -148,7 +155,7 @@ fn elements(p: &Program, loops: &[&Loop], axes: &[AxisId]) -> u64 {
     let ranges: Vec<i64> = within
         .iter()
         .map(|c| {
-            let full = c.axes.iter().filter(|(a, _)| matches!(p.axis(*a).role, Role::Full(_)));
+            let full = c.axes.iter().filter(|(a, _)| matches!(p.axis(*a).role, Role::Full(_)) && !walk.iter().any(|w| w.0 == *a));
             c.constant.as_fixed().unwrap_or(0) + full.map(|(a, k)| (k * (p.axis(*a).extent() as i64 - 1)).max(0)).sum::<i64>()
         })
         .collect();

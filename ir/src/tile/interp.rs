@@ -218,7 +218,7 @@ impl Instance<'_> {
             for c in &l.within {
                 visited &= self.most(c)? >= 0;
             }
-            if !visited {
+            if !visited && !l.stores() {
                 continue;
             }
             for (c, x) in l.carries.iter().zip(&carried) {

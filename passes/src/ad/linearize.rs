@@ -120,7 +120,7 @@ pub(crate) fn copy(b: &mut Builder, g: &Function, e: &Eqn, map: &mut BTreeMap<Va
 ///
 /// # Errors
 /// Those of the builder, which mean a bug.
-pub(super) fn prune(f: &Function) -> Result<Function, Error> {
+pub(crate) fn prune(f: &Function) -> Result<Function, Error> {
     let mut needed = vec![false; f.vars.len()];
     f.results.iter().for_each(|r| needed[r.var.index()] = true);
     for e in f.eqns.iter().rev() {

@@ -58,7 +58,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let o = p.options;
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
-    let lane_x = k.resident && k.x.is_some();
+    let lane_x = (k.resident && k.x.is_some()) || k.owned.is_some();
     let dots_inside = inner_dots(p, k);
     let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
     let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
@@ -67,8 +67,9 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         // The last axis lies in lanes; the one before has a tile of rows unless the loop's dots need the registers.
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
-            (true, 0) => Role::Block(rows),
+            (true, 0) if k.owned.is_none() => Role::Block(rows),
             (false, 1) if !dots_inside => Role::Block(rows),
+            // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
         };
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role });
@@ -94,6 +95,9 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         axes.push(TileAxis { name: x.name.clone(), size: x.size.clone(), role });
     }
     for (a, n) in &k.whole {
+        if k.owned.as_ref() == Some(a) {
+            lanes = Some(AxisId(axes.len() as u32));
+        }
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role: Role::Full(bake(a, *n)) });
     }
     let ids = axes.iter().enumerate().map(|(i, a)| (a.name.clone(), AxisId(i as u32))).collect();
@@ -405,14 +409,15 @@ impl<'a> Lower<'a> {
         let mut carried: Vec<(Var, usize)> = k.stats.keys().copied().filter(|v| !self.absorbed.contains(v)).chain(self.merged.iter().copied()).filter(|v| reach.contains(v)).map(|v| (v, self.stat_pass(v).unwrap_or(0))).collect();
         carried.sort();
         let last = carried.iter().map(|(_, p)| p + 1).max().unwrap_or(0);
+        // Stores along a streamed x are a pass of their own, unless the only one makes them.
+        let along = |s: &Strides| !k.resident && s.of.iter().any(|(n, _)| self.is_x(n));
+        let (mut inside, outside): (Vec<_>, Vec<_>) = k.stores.iter().partition(|s| along(&s.2));
         for pass in 0..last {
             let of: Vec<Var> = carried.iter().filter(|(_, q)| *q == pass).map(|(v, _)| *v).collect();
-            self.pass(pass, &of)?;
+            let along = if k.owned.is_some() { std::mem::take(&mut inside) } else { vec![] };
+            self.pass(pass, &of, &along)?;
         }
         self.pass = last;
-        // Stores along a streamed x are a pass of their own.
-        let along = |s: &Strides| !k.resident && s.of.iter().any(|(n, _)| self.is_x(n));
-        let (inside, outside): (Vec<_>, Vec<_>) = k.stores.iter().partition(|s| along(&s.2));
         for (t, v, s) in outside {
             self.store(*t, *v, s, false)?;
         }
@@ -464,8 +469,8 @@ impl<'a> Lower<'a> {
         Ok(())
     }
 
-    /// One loop over x that carries `of`.
-    fn pass(&mut self, pass: usize, of: &[Var]) -> Result<(), Error> {
+    /// One loop over x that carries `of`, and stores `along` it.
+    fn pass(&mut self, pass: usize, of: &[Var], along: &[&(usize, Var, Strides)]) -> Result<(), Error> {
         let k = self.k;
         let x = k.x.as_ref().and_then(|x| self.ids.get(&x.name)).copied().ok_or_else(|| self.bug("a pass over no axis"))?;
         self.pass = pass;
@@ -486,6 +491,9 @@ impl<'a> Lower<'a> {
         let within = self.within(of)?;
         for (v, c) in of.iter().zip(&mut carries) {
             c.next = self.value(*v)?;
+        }
+        for (t, v, s) in along {
+            self.store(*t, *v, s, true)?;
         }
         let body = self.inside.take().unwrap_or_default();
         self.known_inside.clear();
@@ -882,7 +890,7 @@ impl<'a> Lower<'a> {
             open.extend(&e.args);
         }
         for c in conditions {
-            if !self.varies(c) || !of.iter().all(|v| self.idle(*v, c)) {
+            if !self.varies(c) || !of.iter().chain(&self.k.across).all(|v| self.idle(*v, c)) {
                 continue;
             }
             if let Some(q) = self.constraints(c)? {

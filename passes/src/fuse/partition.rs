@@ -40,6 +40,9 @@ pub struct Options {
     pub full: i64,
     /// The longest axis whose reductions keep their row in the tile instead of streaming.
     pub resident: i64,
+    /// The longest axis that an instance may have whole in its lanes beside a streamed one, so that sums over both share what they have
+    /// in common (`docs/streaming.md`); 0 on machines whose instances hold tiles in registers.
+    pub owned: i64,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
 }
@@ -47,7 +50,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, owned: 0, center: true }
     }
 }
 
@@ -56,6 +59,10 @@ impl Options {
     pub fn stored(dims: &Bindings, dtype: DType) -> Options {
         let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, ..Options::default() }
+    }
+    /// The same for a CPU, whose instances have memory of their own.
+    pub fn cpu(dims: &Bindings, dtype: DType) -> Options {
+        Options { owned: 1 << 16, ..Options::stored(dims, dtype) }
     }
 }
 
@@ -76,6 +83,37 @@ pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
     if let Some(c) = f.callees().first() {
         return Err(Error::new(format!("fuse: `{}` calls `{}`, and a kernel cannot", f.name, c.name)).hint("functions with calls become a sequence of launches: `run`, `bench`, `explain`"));
     }
+    let fused = fuse_as(f, options)?;
+    if fused.programs.len() > 1
+        && options.owned > 0
+        && let Some(gathered) = super::gather::gather(f)?
+    {
+        let other = fuse_as(&gathered, options)?;
+        if other.work(f, options) < fused.work(f, options) {
+            return Ok(other);
+        }
+    }
+    Ok(fused)
+}
+
+impl Fused {
+    /// What the kernels cost in arithmetic, at the sizes that are known and 720 for the others.
+    fn work(&self, f: &Function, options: &Options) -> u64 {
+        self.programs.iter().map(|p| work(p, f, options)).fold(0, u64::saturating_add)
+    }
+}
+/// What one block program of `f` costs; likewise.
+pub(super) fn work(p: &Program, f: &Function, options: &Options) -> u64 {
+    let mut dims = options.dims.clone();
+    f.dims().into_iter().for_each(|d| {
+        dims.entry(d).or_insert(720);
+    });
+    // A special function is about a dozen instructions.
+    ir::tile::cost::cost(p, &dims).map_or(u64::MAX, |c| c.flops.saturating_add(c.special.saturating_mul(12)))
+}
+
+/// Fuses `f` as it is.
+fn fuse_as(f: &Function, options: &Options) -> Result<Fused, Error> {
     let mut users = vec![0; f.vars.len()];
     f.eqns.iter().flat_map(|e| &e.args).for_each(|a| users[a.index()] += 1);
     f.results.iter().for_each(|r| users[r.var.index()] += 1);
@@ -124,6 +162,7 @@ pub(super) struct Stat {
 }
 
 /// A kernel, decided.
+#[derive(Clone)]
 pub(super) struct Kernel {
     /// Buffer name and the function's value that it will hold.
     pub targets: Vec<(Name, Var)>,
@@ -137,6 +176,10 @@ pub(super) struct Kernel {
     pub parallel: Vec<Axis>,
     /// Axes that stand in tiles whole, with their sizes.
     pub whole: Vec<(Axis, i64)>,
+    /// An axis in whole that lies in lanes beside the streamed one.
+    pub owned: Option<Axis>,
+    /// Sums over it, made and used up in every tile.
+    pub across: Vec<Var>,
     /// Carried reductions, in order of definition.
     pub stats: BTreeMap<Var, Stat>,
 }
@@ -168,7 +211,7 @@ impl Partition<'_> {
 
     /// One kernel for all of `targets` if they go together, else several.
     fn realize(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
-        match self.kernel(&targets, None) {
+        match self.kernel(&targets, None, None) {
             Ok(k) => self.emit(&k),
             Err(Why::Fatal(e)) if targets.len() == 1 => Err(e),
             Err(Why::Split(why)) => {
@@ -193,8 +236,8 @@ impl Partition<'_> {
         Ok(())
     }
 
-    /// Decides how `targets` become one kernel, which streams over `at` if given.
-    pub(super) fn kernel(&self, targets: &[(Name, Var)], at: Option<&Name>) -> Result<Kernel, Why> {
+    /// Decides how `targets` become one kernel, which streams over `at` if given, and whose instances have all of `owned` if given.
+    pub(super) fn kernel(&self, targets: &[(Name, Var)], at: Option<&Name>, owned: Option<&Name>) -> Result<Kernel, Why> {
         let f = self.f;
         let stored = |v: Var| self.stored.contains_key(&v);
         let mut stores = vec![];
@@ -225,6 +268,7 @@ impl Partition<'_> {
             None => self.streamed(targets, &last, reductions.len(), &reduced)?,
         };
         let is_x = |n: &Name| x.as_ref().is_some_and(|x| x.name == *n);
+        let is_owned = |n: &Name| owned == Some(n);
         let axis = |n: &Name| f.vars.iter().find_map(|v| v.ty.axis(n)).cloned();
         let (mut outer, mut inner) = (vec![], vec![]);
         for &r in &reductions {
@@ -244,6 +288,7 @@ impl Partition<'_> {
             outer.iter().for_each(|r| narrow(names(&f.ty(f.eqns[*r].out).axes)));
         }
         let mut parallel = parallel.unwrap_or_default();
+        parallel.retain(|n| !is_owned(n));
         if dots_inside {
             // What carried sums add up, where a sum in the loop makes it (scores): instances share out its axes, so that none repeats it.
             // Beside something wide, what could be stored does not count.
@@ -262,7 +307,7 @@ impl Partition<'_> {
             }
         }
         for &r in &reductions {
-            for a in reduced(&f.eqns[r]).unwrap_or_default().iter().filter(|a| !is_x(a)).filter_map(axis) {
+            for a in reduced(&f.eqns[r]).unwrap_or_default().iter().filter(|a| !is_x(a) && !is_owned(a)).filter_map(axis) {
                 if self.whole(&a, self.options.full).is_none() {
                     return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
                 }
@@ -287,7 +332,7 @@ impl Partition<'_> {
             if parallel.contains(&a.name) || is_x(&a.name) || whole.iter().any(|(w, _)| w.name == a.name) {
                 continue;
             }
-            match self.whole(&a, self.options.full) {
+            match self.whole(&a, if is_owned(&a.name) { self.options.owned } else { self.options.full }) {
                 Some(n) => whole.push((a, n)),
                 None if dots_inside && !several(targets) => {
                     let r = inner.iter().copied().find(|r| f.ty(f.eqns[*r].out).axes.iter().any(|a| is_x(&a.name))).unwrap_or(inner[0]);
@@ -306,6 +351,17 @@ impl Partition<'_> {
             self.whole(x, self.options.resident).is_some() && !dots_inside && outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Reduce(..)))
         });
         let stats = if resident { BTreeMap::new() } else { self.passes(&outer, &below) };
+        let owned = whole.iter().map(|w| &w.0).find(|a| is_owned(&a.name)).cloned();
+        let across: Vec<Var> = inner.iter().filter(|r| reduced(&f.eqns[**r]).unwrap_or_default().iter().any(is_owned)).map(|r| f.eqns[*r].out).collect();
+        if owned.is_some() {
+            // All in one pass; what is summed over lanes are products, and it does not wait for what is carried.
+            let along = |v: &Var| f.ty(*v).axes.iter().any(|a| is_x(&a.name));
+            let waits = stores.iter().filter(|s| along(&s.1)).any(|s| below.get(&s.1).is_some_and(|b| outer.iter().any(|r| b.contains(r))));
+            let products = across.iter().all(|v| self.product_over(*v, owned.as_ref().map(|a| &a.name)) && along(v));
+            if resident || waits || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
+                return Err(Why::Split("no kernel has both axes".into()));
+            }
+        }
         // Order of the first output's value, broadcast axes first.
         let first = f.ty(stores[0].1);
         let mut order: Vec<Axis> = vec![];
@@ -316,7 +372,14 @@ impl Partition<'_> {
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, stats })
+        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats })
+    }
+    /// Whether `v` sums products over axis `n` alone, both operands having it, and the result an axis of one of them only.
+    fn product_over(&self, v: Var, n: Option<&Name>) -> bool {
+        let (Some(e), Some(n)) = (self.eqn(v), n) else { return false };
+        let Prim::Contract(over) = &e.op else { return false };
+        let has = |i: usize, a: &Name| self.f.ty(e.args[i]).has(a);
+        over.iter().eq([n]) && has(0, n) && has(1, n) && self.f.ty(v).axes.iter().any(|a| has(0, &a.name) != has(1, &a.name))
     }
 
     /// Equations that `roots` need, in order of definition; movement that is no address is cut out.

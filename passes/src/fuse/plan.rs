@@ -22,6 +22,7 @@ struct Member {
 }
 
 /// Members that one kernel computes.
+#[derive(Clone)]
 struct Group {
     /// Positions in the list of members, ascending.
     of: Vec<usize>,
@@ -34,7 +35,7 @@ impl Kernel {
     /// Walks over the data: passes over the streamed axis, or one.
     fn cost(&self) -> usize {
         let passes = self.stats.values().map(|s| s.pass + 1).max().unwrap_or(0);
-        let along = |s: &super::view::Strides| !self.resident && s.of.iter().any(|(n, _)| self.x.as_ref().is_some_and(|x| x.name == *n));
+        let along = |s: &super::view::Strides| !self.resident && self.owned.is_none() && s.of.iter().any(|(n, _)| self.x.as_ref().is_some_and(|x| x.name == *n));
         (passes + usize::from(self.stores.iter().any(|s| along(&s.2)))).max(1)
     }
     fn shared_out(&self) -> BTreeSet<&Name> {
@@ -47,8 +48,17 @@ impl Partition<'_> {
     pub(super) fn plan(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
         let mut members: Vec<Member> = targets.into_iter().map(|(name, var)| Member { name, var, why: None }).collect();
         let mut groups = self.singles(&mut members)?;
-        self.join(&members, &mut groups);
-        self.drop_private(&members, &mut groups);
+        if self.options.owned > 0 {
+            groups = self.own(&members, groups);
+        } else {
+            self.join(&members, &mut groups);
+            self.drop_private(&members, &mut groups);
+        }
+        for g in &groups {
+            if let (Some(x), Some(a)) = (&g.kernel.x, &g.kernel.owned) {
+                self.fused.notes.push(format!("an instance has all of {} beside the loop over {}: sums over both share what they have in common", a.name, x.name));
+            }
+        }
         for m in members.iter().filter(|m| groups.iter().any(|g| g.kernel.targets.iter().any(|t| t.1 == m.var))) {
             if let Some(why) = &m.why {
                 let label = self.label(m.var);
@@ -120,13 +130,13 @@ impl Partition<'_> {
             let reads = self.reads(&k);
             (k, reads)
         };
-        let first = match self.kernel(targets, None) {
+        let first = match self.kernel(targets, None, None) {
             Ok(k) if !stands_whole(&k) => return Ok(with_reads(k)),
             first => first,
         };
         if matches!(first, Ok(_) | Err(Why::Cut(..))) {
             for n in self.sums_behind(targets) {
-                if let Ok(k) = self.kernel(targets, Some(&n)) {
+                if let Ok(k) = self.kernel(targets, Some(&n), None) {
                     let repeated = |v: &Var| k.parallel.iter().any(|a| !self.f.ty(*v).has(&a.name));
                     if !k.resident && !k.stats.is_empty() && !k.stats.keys().any(repeated) && k.cost() == 1 && !stands_whole(&k) {
                         return Ok(with_reads(k));
@@ -166,6 +176,84 @@ impl Partition<'_> {
         self.values(k).into_iter().filter_map(|v| self.read(v)).map(|r| r.0).collect()
     }
 
+    /// Joins kernels; and where kernels share products along two axes, of which one streams over the first and the other over the second,
+    /// makes them one if that is less work: its instances have all of the second axis, sum over it within each tile of the first, and carry
+    /// the sums over the first. What joins such a kernel is found one by one, the greatest gain first.
+    fn own(&mut self, members: &[Member], single: Vec<Group>) -> Vec<Group> {
+        let streamed = |g: &Group| g.kernel.x.clone().filter(|_| !g.kernel.resident).map(|x| x.name);
+        let shares = |g: &Group, n: &Name| g.kernel.parallel.iter().any(|a| a.name == *n);
+        let mut best = single.clone();
+        self.join(members, &mut best);
+        self.drop_private(members, &mut best);
+        let mut least = None;
+        let axes: BTreeSet<Name> = single.iter().filter_map(streamed).collect();
+        for (x, y) in axes.iter().flat_map(|x| axes.iter().map(move |y| (x, y))) {
+            let over = |along: &Name, beside: &Name| (0..single.len()).filter(|g| streamed(&single[*g]).as_ref() == Some(along) && shares(&single[*g], beside)).collect::<Vec<usize>>();
+            let (mut taken, mut across) = (over(x, y), over(y, x));
+            while !taken.is_empty() {
+                let mut gain = None;
+                for &g in &across {
+                    let with: Vec<usize> = taken.iter().copied().chain([g]).collect();
+                    let Some(mut groups) = self.owning(members, &single, &with, x, y) else { continue };
+                    self.join(members, &mut groups);
+                    self.drop_private(members, &mut groups);
+                    let before = *least.get_or_insert_with(|| self.work(members, &best));
+                    let now = self.work(members, &groups);
+                    if now < before {
+                        (least, gain, best) = (Some(now), Some(g), groups);
+                    }
+                }
+                let Some(g) = gain else { break };
+                taken.push(g);
+                across.retain(|h| *h != g);
+            }
+        }
+        best
+    }
+    /// `single`, of which those numbered `of` are one kernel that streams over `x` and has all of `y`; if there is such a kernel.
+    fn owning(&mut self, members: &[Member], single: &[Group], of: &[usize], x: &Name, y: &Name) -> Option<Vec<Group>> {
+        let mut own: Vec<usize> = of.iter().flat_map(|g| &single[*g].of).copied().collect();
+        own.sort_unstable();
+        let (kernel, reads) = self.beside(members, &own, |p| {
+            let k = p.kernel(&targets(members, &own), Some(x), Some(y)).ok()?;
+            let reads = p.reads(&k);
+            Some((k, reads))
+        })?;
+        // What it would wait for must not wait for it.
+        if self.circular(members, single, of, &reads) {
+            return None;
+        }
+        let mut out: Vec<Group> = single.iter().enumerate().filter(|(i, _)| !of.contains(i)).map(|(_, g)| g.clone()).collect();
+        out.push(Group { of: own, kernel, reads });
+        Some(out)
+    }
+    /// Whether something that `reads` come from waits for one of the groups `of`.
+    fn circular(&self, members: &[Member], groups: &[Group], of: &[usize], reads: &BTreeSet<Var>) -> bool {
+        let makes = |g: usize, v: &BTreeSet<Var>| groups[g].of.iter().any(|m| v.contains(&members[*m].var));
+        let mut open: Vec<usize> = (0..groups.len()).filter(|g| !of.contains(g) && makes(*g, reads)).collect();
+        let mut seen: BTreeSet<usize> = open.iter().copied().collect();
+        while let Some(g) = open.pop() {
+            for h in (0..groups.len()).filter(|h| makes(*h, &groups[g].reads)) {
+                if of.contains(&h) {
+                    return true;
+                }
+                if seen.insert(h) {
+                    open.push(h);
+                }
+            }
+        }
+        false
+    }
+    /// What kernels cost in arithmetic.
+    fn work(&mut self, members: &[Member], groups: &[Group]) -> u64 {
+        let mut sum = 0u64;
+        for (number, g) in groups.iter().enumerate() {
+            let program = self.beside(members, &g.of, |p| super::lower::lower(p, &g.kernel, number));
+            sum = sum.saturating_add(program.map_or(u64::MAX, |p| super::partition::work(&p, self.f, self.options)));
+        }
+        sum
+    }
+
     /// Joins kernels of the same parallel axes where the two together walk over the data less often.
     fn join(&mut self, members: &[Member], groups: &mut Vec<Group>) {
         let mut refused: BTreeSet<(Vec<usize>, Vec<usize>)> = BTreeSet::new();
@@ -182,7 +270,7 @@ impl Partition<'_> {
                     axes.dedup();
                     let cost = groups[a].kernel.cost() + groups[b].kernel.cost();
                     let joined = self.beside(members, &of, |p| {
-                        let tried = axes.iter().filter_map(|n| p.kernel(&targets(members, &of), n.as_ref()).ok());
+                        let tried = axes.iter().filter_map(|n| p.kernel(&targets(members, &of), n.as_ref(), None).ok());
                         tried.filter(|k| k.cost() < cost && k.shared_out() == groups[a].kernel.shared_out()).min_by_key(Kernel::cost).map(|k| {
                             let reads = p.reads(&k);
                             (k, reads)
@@ -217,9 +305,10 @@ impl Partition<'_> {
                 }
                 let of: Vec<usize> = groups[g].of.iter().copied().filter(|i| *i != m).collect();
                 let x = groups[g].kernel.x.as_ref().map(|x| x.name.clone());
+                let owned = groups[g].kernel.owned.as_ref().map(|a| a.name.clone());
                 // Nobody reads it, so that it need not be there for the others; nor is what was dropped before.
                 let absent: Vec<usize> = own.iter().chain(&dropped).copied().collect();
-                let smaller = self.beside(members, &absent, |p| p.kernel(&targets(members, &of), x.as_ref()).ok().map(|k| {
+                let smaller = self.beside(members, &absent, |p| p.kernel(&targets(members, &of), x.as_ref(), owned.as_ref()).ok().map(|k| {
                     let reads = p.reads(&k);
                     (k, reads)
                 }));

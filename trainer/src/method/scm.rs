@@ -126,6 +126,17 @@ impl Consistency {
     /// # Errors
     /// A batch that does not fit the networks; a tangent that the form does not have.
     pub fn at(&self, student: &mut Model, teacher: &mut Teacher, draw: &Noisy, condition: &Condition, empty: &Condition, r: f64) -> Result<Outcome, Error> {
+        self.weighted(student, teacher, draw, condition, empty, r, &vec![0.0; draw.times.len()])
+    }
+    /// The same with a logarithmic weight w of each sample, as the first paper learns one: loss = eʷ·(…) − w.
+    ///
+    /// # Errors
+    /// As [`Consistency::at`].
+    #[allow(clippy::too_many_arguments)] // as below
+    pub fn weighted(&self, student: &mut Model, teacher: &mut Teacher, draw: &Noisy, condition: &Condition, empty: &Condition, r: f64, log_weight: &[f64]) -> Result<Outcome, Error> {
+        if log_weight.len() != draw.times.len() {
+            return Err(Error::new(format!("scm: {} samples, but {} weights", draw.times.len(), log_weight.len())));
+        }
         let k = angles(&draw.times);
         let (sample, time) = self.input(draw, &k);
         let p = match self.form {
@@ -138,9 +149,11 @@ impl Consistency {
         let direction = Rows::of([&p.g], |i, [g]| g / (norms[i] + self.constant)).keep(&keep);
         // A mean over elements in the first paper, a sum in rCM.
         let scale = if matches!(self.form, Form::Original { .. }) { self.scale / direction.width() as f64 } else { self.scale };
-        let loss = direction.each(|d| scale * d.iter().map(|x| x * x).sum::<f64>());
+        let scale: Vec<f64> = log_weight.iter().map(|w| scale * w.exp()).collect();
+        let square = direction.each(|d| d.iter().map(|x| x * x).sum());
+        let loss = (0..square.len()).map(|i| if keep[i] { scale[i] * square[i] - log_weight[i] } else { 0.0 }).collect();
         let inner = |i: usize| if self.form == Form::Trig { k[i].b } else { 1.0 };
-        let cotangent = Rows::of([&direction], |i, [d]| -2.0 * scale * inner(i) * d);
+        let cotangent = Rows::of([&direction], |i, [d]| -2.0 * scale[i] * inner(i) * d);
         // Left out of the network too: its cotangent is 0, but 0·NaN is NaN.
         let sample = sample.keep(&keep);
         let gradient = student.pullback(&Point::new(&sample, &time), condition, &cotangent)?.weights;

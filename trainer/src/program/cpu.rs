@@ -17,7 +17,7 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
-        let sequence = fuse::sequence(f, &fuse::Options::stored(dims, options.dtype)).map_err(|e| e.to_string())?;
+        let sequence = fuse::sequence(f, &fuse::Options::cpu(dims, options.dtype)).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let target = codegen::Target::host().map_err(|e| e.to_string())?;
         let kernels = kernels::compile(&sequence.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();

@@ -1,0 +1,243 @@
+//! Sums that share an operand, gathered.
+//!
+//! ```text
+//! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside
+//! ```
+//!
+//! The normal form has the left side, because a kernel that does not know c₁ and c₂ before its loop ends can only carry the two sums. Where they are known,
+//! the right side is one sum less. Neither is better by itself, so that fusion tries both and keeps what is less work.
+
+use ir::builder::Builder;
+use ir::diagnostic::Error;
+use ir::dim::Name;
+use ir::graph::{Eqn, Function, Var};
+use ir::prim::{Elementwise, Prim};
+use std::collections::{BTreeMap, HashMap};
+
+/// `± Π above / Π below`.
+#[derive(Clone, Default)]
+struct Product {
+    negative: bool,
+    above: Vec<Var>,
+    below: Vec<Var>,
+}
+
+/// `c·Σ_over (a·b)`.
+struct Term {
+    c: Product,
+    over: Vec<Name>,
+    a: Var,
+    b: Var,
+}
+
+/// `f` with its sums gathered; none if there is nothing to gather.
+///
+/// # Errors
+/// A bug: equations that do not fit any more.
+pub fn gather(f: &Function) -> Result<Option<Function>, Error> {
+    let mut g = Gather { f, definitions: f.definitions(), users: vec![0; f.vars.len()], b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new() };
+    f.eqns.iter().flat_map(|e| &e.args).chain(f.results.iter().map(|r| &r.var)).for_each(|a| g.users[a.index()] += 1);
+    for p in &f.params {
+        let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
+        g.at.insert(p.var, v);
+    }
+    let mut any = false;
+    for e in &f.eqns {
+        g.b.origin = e.origin.clone();
+        g.b.span = e.span;
+        let new = match g.gathered(e)? {
+            Some(v) => {
+                any = true;
+                v
+            }
+            None => g.copied(e)?,
+        };
+        if let Some(n) = &f.vars[e.out.index()].name {
+            g.b.name(new, n.clone());
+        }
+        g.at.insert(e.out, new);
+    }
+    for r in &f.results {
+        let v = g.at[&r.var];
+        g.b.result(r.name.clone(), v);
+    }
+    // Terms that were gathered are no longer used.
+    if any { crate::ad::linearize::prune(&g.b.finish()).map(Some) } else { Ok(None) }
+}
+
+struct Gather<'a> {
+    f: &'a Function,
+    definitions: Vec<Option<usize>>,
+    users: Vec<usize>,
+    b: Builder,
+    /// Where each value of `f` is in the new function.
+    at: HashMap<Var, Var>,
+    /// Sums and products by their operands in order.
+    commuted: BTreeMap<(bool, Var, Var), Var>,
+}
+
+impl Gather<'_> {
+    fn eqn(&self, v: Var) -> Option<&Eqn> {
+        self.definitions[v.index()].map(|i| &self.f.eqns[i])
+    }
+    fn copied(&mut self, e: &Eqn) -> Result<Var, Error> {
+        let args: Vec<Var> = e.args.iter().map(|a| self.at[a]).collect();
+        match &e.op {
+            Prim::Elementwise(op @ (Elementwise::Add | Elementwise::Mul)) => self.commutative(*op, args[0], args[1]),
+            op => self.b.push(op.clone(), &args),
+        }
+    }
+    /// `x + y` or `x·y`, whichever way round it is there already.
+    fn commutative(&mut self, op: Elementwise, x: Var, y: Var) -> Result<Var, Error> {
+        let key = (op == Elementwise::Add, x.min(y), x.max(y));
+        if let Some(v) = self.commuted.get(&key) {
+            return Ok(*v);
+        }
+        let v = self.b.elementwise(op, &[x, y])?;
+        self.commuted.insert(key, v);
+        Ok(v)
+    }
+    /// `v` as a product.
+    fn product(&self, v: Var, by: &mut Product, invert: bool) {
+        match self.eqn(v).filter(|_| self.f.ty(v).dtype.is_float()).map(|e| (&e.op, e.args.as_slice())) {
+            Some((Prim::Elementwise(Elementwise::Mul), [x, y])) => {
+                self.product(*x, by, invert);
+                self.product(*y, by, invert);
+            }
+            Some((Prim::Elementwise(Elementwise::Div), [x, y])) => {
+                self.product(*x, by, invert);
+                self.product(*y, by, !invert);
+            }
+            Some((Prim::Elementwise(Elementwise::Neg), [x])) => {
+                by.negative = !by.negative;
+                self.product(*x, by, invert);
+            }
+            _ if invert => by.below.push(v),
+            _ => by.above.push(v),
+        }
+    }
+    /// What `v` adds up, if these are all sums of products that nothing else uses.
+    fn terms(&self, v: Var, negative: bool, out: &mut Vec<Term>) -> Option<()> {
+        let e = self.eqn(v)?;
+        if let Prim::Elementwise(op @ (Elementwise::Add | Elementwise::Sub)) = &e.op {
+            self.terms(e.args[0], negative, out)?;
+            return self.terms(e.args[1], negative != (*op == Elementwise::Sub), out);
+        }
+        let mut c = Product { negative, ..Product::default() };
+        self.product(v, &mut c, false);
+        let sums = |v: &Var| self.users[v.index()] == 1 && self.eqn(*v).is_some_and(|e| matches!(e.op, Prim::Contract(_)));
+        let mut sum = c.above.iter().copied().filter(sums);
+        let (leaf, None) = (sum.next()?, sum.next()) else { return None };
+        c.above.retain(|x| *x != leaf);
+        let e = self.eqn(leaf)?;
+        let Prim::Contract(over) = &e.op else { return None };
+        if c.above.iter().chain(&c.below).any(|x| over.iter().any(|n| self.f.ty(*x).has(n))) {
+            return None;
+        }
+        out.push(Term { c, over: over.clone(), a: e.args[0], b: e.args[1] });
+        Some(())
+    }
+
+    /// The right side for equation `e`, if it is a left side.
+    fn gathered(&mut self, e: &Eqn) -> Result<Option<Var>, Error> {
+        if !matches!(e.op, Prim::Elementwise(Elementwise::Add | Elementwise::Sub)) || !self.f.ty(e.out).dtype.is_float() {
+            return Ok(None);
+        }
+        let mut terms = vec![];
+        if self.terms(e.out, false, &mut terms).is_none() || terms.windows(2).any(|w| w[0].over != w[1].over) {
+            return Ok(None);
+        }
+        let Some(shared) = [terms[0].a, terms[0].b].into_iter().find(|s| terms.iter().all(|t| t.a == *s || t.b == *s)) else { return Ok(None) };
+        let first = terms[0].a == shared;
+        let mut bodies: Vec<Product> = vec![];
+        for t in &terms {
+            let u = if t.a == shared { t.b } else { t.a };
+            // Nothing becomes wider than the operand is.
+            if t.c.above.iter().chain(&t.c.below).any(|x| !self.f.ty(u).covers(self.f.ty(*x))) {
+                return Ok(None);
+            }
+            bodies.push(Product { negative: t.c.negative, ..Product::default() });
+        }
+        // What all coefficients have stays outside, and what all bodies have is their factor.
+        let mut coefficients: Vec<Product> = terms.iter().map(|t| t.c.clone()).collect();
+        let outside = common(&mut coefficients);
+        for ((body, c), t) in bodies.iter_mut().zip(coefficients).zip(&terms) {
+            self.product(if t.a == shared { t.b } else { t.a }, body, false);
+            body.above.extend(c.above);
+            body.below.extend(c.below);
+        }
+        let factor = common(&mut bodies);
+        let mut total: Option<Var> = None;
+        for p in &bodies {
+            let Some(x) = self.build(p)? else { return Ok(None) };
+            total = Some(match total {
+                None if p.negative => self.b.elementwise(Elementwise::Neg, &[x])?,
+                None => x,
+                Some(t) if p.negative => self.b.sub(t, x)?,
+                Some(t) => self.commutative(Elementwise::Add, t, x)?,
+            });
+        }
+        let Some(total) = total else { return Ok(None) };
+        let body = match self.build(&factor)? {
+            Some(p) => self.commutative(Elementwise::Mul, p, total)?,
+            None => total,
+        };
+        let shared = self.at[&shared];
+        let sum = if first { self.b.contract(shared, body, &terms[0].over)? } else { self.b.contract(body, shared, &terms[0].over)? };
+        let all = match self.build(&outside)? {
+            Some(c) => self.commutative(Elementwise::Mul, c, sum)?,
+            None => sum,
+        };
+        let order = |t: &ir::types::Type| t.axes.iter().map(|a| a.name.clone()).collect::<Vec<Name>>();
+        // The order of axes is the caller's: another one would be movement inside a kernel.
+        Ok((order(self.b.ty(all)) == order(self.f.ty(e.out))).then_some(all))
+    }
+    /// A product's value; none for that of nothing.
+    fn build(&mut self, p: &Product) -> Result<Option<Var>, Error> {
+        let mut x = None;
+        for v in &p.above {
+            let v = self.at[v];
+            x = Some(match x {
+                None => v,
+                Some(x) => self.commutative(Elementwise::Mul, x, v)?,
+            });
+        }
+        for v in &p.below {
+            let v = self.at[v];
+            let above = match x {
+                Some(x) => x,
+                None => {
+                    let d = self.b.dtype(v);
+                    self.b.constant(1.0, d)
+                }
+            };
+            x = Some(self.b.div(above, v)?);
+        }
+        Ok(x)
+    }
+}
+
+/// Takes the factors out of `products` that all of them have.
+fn common(products: &mut [Product]) -> Product {
+    let mut out = Product::default();
+    for below in [false, true] {
+        let side = |p: &mut Product| std::mem::take(if below { &mut p.below } else { &mut p.above });
+        let mut sides: Vec<Vec<Var>> = products.iter_mut().map(side).collect();
+        let mut shared = vec![];
+        for v in sides[0].clone() {
+            if sides.iter().all(|s| s.contains(&v)) {
+                for s in &mut sides {
+                    if let Some(i) = s.iter().position(|x| *x == v) {
+                        s.remove(i);
+                    }
+                }
+                shared.push(v);
+            }
+        }
+        for (p, s) in products.iter_mut().zip(sides) {
+            *(if below { &mut p.below } else { &mut p.above }) = s;
+        }
+        *(if below { &mut out.below } else { &mut out.above }) = shared;
+    }
+    out
+}
