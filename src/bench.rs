@@ -1,17 +1,15 @@
 //! `bench`: time, flops and bytes of a program on this CPU, with its share of what the machine can do.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ir::dim::Name;
 use ir::tensor::Tensor;
 use ir::tile::cost::cost;
 use ir::types::DType;
 use pushforward::input::{Random, Source, dim_names, dims_of};
 use pushforward::machine;
 use runtime::cache::Cache;
-use runtime::cpu::{Bound, Pool, copy_bandwidth, fma_peak};
+use runtime::cpu::{Pool, copy_bandwidth, fma_peak};
 use runtime::memory;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Arguments of `bench`.
@@ -54,13 +52,16 @@ pub fn run(a: &Args) -> Result<(), String> {
 
     let pool = a.threads.map_or_else(Pool::from_env, Pool::new);
     let mut random = Random(1);
-    let mut tensors: BTreeMap<Name, Tensor> = BTreeMap::new();
+    let execution = compiled.execution(&bindings, pool.threads())?;
+    let mut params = vec![];
     for p in &f.params {
         let ty = f.ty(p.var);
         let t = random.draw(&f, p.var, &bindings)?;
-        tensors.insert(p.name.clone(), if ty.dtype.is_float() { t.convert(dtype) } else { t });
+        params.push(if ty.dtype.is_float() { t.convert(dtype) } else { t });
     }
-    let mut bound = Bound::new(&compiled.kernels, tensors, &bindings).map_err(|e| e.to_string())?;
+    let params: Vec<&Tensor> = params.iter().collect();
+    let mut results = execution.results().map_err(|e| e.to_string())?;
+    let mut results: Vec<&mut Tensor> = results.iter_mut().collect();
     memory::reset_peak();
     let before = memory::resident();
     let bar = ProgressBar::new(a.runs as u64 + 1).with_style(ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -68,7 +69,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let mut times = vec![];
     for i in 0..=a.runs {
         let start = Instant::now();
-        bound.run(&pool).map_err(|e| e.to_string())?;
+        execution.run_into(&pool, &params, &mut results).map_err(|e| e.to_string())?;
         // The first touches memory for the first time.
         if i > 0 {
             times.push(start.elapsed().as_secs_f64());
@@ -81,8 +82,8 @@ pub fn run(a: &Args) -> Result<(), String> {
     let (median, best) = (times[times.len() / 2], times[0]);
     let (low, high) = (times[times.len() / 4], times[times.len() * 3 / 4]);
     let mut total = (0f64, 0f64, 0f64);
-    for p in &compiled.fused.programs {
-        let c = cost(p, &bindings).map_err(|e| e.to_string())?;
+    let costs = compiled.sequence.programs.iter().map(|p| cost(p, &bindings).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()?;
+    for c in compiled.sequence.launches.iter().map(|l| &costs[l.program]) {
         total = (total.0 + c.flops as f64, total.1 + c.special as f64, total.2 + c.bytes() as f64);
     }
     let (flops, special, bytes) = total;
@@ -94,7 +95,11 @@ pub fn run(a: &Args) -> Result<(), String> {
         }));
         return Ok(());
     }
-    println!("{}: {} kernel{}, {} threads", f.name, compiled.kernels.len(), if compiled.kernels.len() == 1 { "" } else { "s" }, pool.threads());
+    let launches = match execution.plan().launches.len() {
+        n if n == compiled.kernels.len() => String::new(),
+        n => format!(" in {n} launches"),
+    };
+    println!("{}: {} kernel{}{launches}, {} threads", f.name, compiled.kernels.len(), if compiled.kernels.len() == 1 { "" } else { "s" }, pool.threads());
     println!("  time        {:.3} ms median of {}, quartiles {:.3} to {:.3}, best {:.3}", median * 1e3, a.runs, low * 1e3, high * 1e3, best * 1e3);
     println!("  arithmetic  {flops:.4e} flops, {special:.3e} special functions: {:.1} GFLOP/s, {:.0} % of {:.1} (fused multiply-adds, measured)", flops / median / 1e9, 100.0 * flops / median / peak, peak / 1e9);
     println!("  memory      {bytes:.4e} bytes: {:.2} GB/s, {:.0} % of {:.2} (copy, measured)", bytes / median / 1e9, 100.0 * bytes / median / copy, copy / 1e9);

@@ -7,6 +7,7 @@ use ir::tile::Program;
 use ir::tile::cost::{Cost, cost};
 use ir::types::DType;
 use passes::fuse::Fused;
+use runtime::plan::Plan;
 use pushforward::input::{Loaded, Source, dims, dims_of};
 use serde_json::json;
 
@@ -31,13 +32,16 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
-    let (name, active, dims, fused) = match a.source.load_any()? {
-        Loaded::Programs(programs) => (programs.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), vec![], dims(&a.dim)?, Fused { programs, notes: vec![] }),
+    let (name, active, dims, fused, plan) = match a.source.load_any()? {
+        Loaded::Programs(programs) => (programs.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), vec![], dims(&a.dim)?, Fused { programs, notes: vec![] }, None),
         Loaded::Function(f) => {
             let dims = dims_of(&[&f], &a.dim)?;
-            let fused = pushforward::machine::compile_by(&f, &passes::fuse::Options::cpu(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32)))?;
+            let s = pushforward::machine::sequence(&f, &passes::fuse::Options::cpu(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32)))?;
+            // Without all sizes there is no plan.
+            let plan = Plan::new(&s, &dims).ok();
+            let fused = Fused { programs: s.programs, notes: s.notes };
             let active: Vec<String> = f.params.iter().filter(|p| p.name.contains(".t")).map(|p| p.name.to_string()).collect();
-            (f.name.to_string(), active, dims, fused)
+            (f.name.to_string(), active, dims, fused, plan)
         }
     };
     let mut kernels = vec![];
@@ -54,10 +58,15 @@ pub fn run(a: &Args) -> Result<(), String> {
         let list: Vec<_> = kernels.iter().zip(&roofs).map(|((p, carried, c), roof)| {
             json!({"gpu": roof.as_ref().map(|r| &r.0), "name": &*p.name, "carried": carried, "flops": c.as_ref().map(|c| c.flops), "special": c.as_ref().map(|c| c.special), "bytes": c.as_ref().map(|c| c.bytes())})
         }).collect();
-        println!("{}", json!({"function": name, "tangents": active, "kernels": list, "notes": fused.notes}));
+        let plan = plan.map(|p| json!({"launches": p.launches.len(), "arena_bytes": p.arena, "live_bytes": p.bound, "param_bytes": p.param_bytes(), "result_bytes": p.result_bytes(), "peak_bytes": p.peak_bytes()}));
+        println!("{}", json!({"function": name, "tangents": active, "kernels": list, "notes": fused.notes, "plan": plan}));
         return Ok(());
     }
     println!("{}: {} kernel{}", name, fused.programs.len(), if fused.programs.len() == 1 { "" } else { "s" });
+    if let Some(p) = &plan {
+        let mib = |n: usize| n as f64 / f64::from(1 << 20);
+        println!("  {} launches; {:.2} MiB of parameters, {:.2} MiB of results, {:.2} MiB between them ({:.2} MiB live at once): {:.2} MiB in all", p.launches.len(), mib(p.param_bytes()), mib(p.result_bytes()), mib(p.arena), mib(p.bound), mib(p.peak_bytes()));
+    }
     println!("  tangents: {}", if active.is_empty() { "none".into() } else { active.join(", ") });
     for ((p, carried, c), roof) in kernels.iter().zip(&roofs) {
         println!("  {}: {}", p.name, match carried.as_slice() {

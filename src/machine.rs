@@ -1,17 +1,22 @@
 //! Machines: a function, simplified and fused, on something that executes block programs.
 
 use crate::pipeline::{self, Stage};
-use ir::dim::{Bindings, Name};
+use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tensor::Tensor;
 use ir::artifact::GpuSignature;
 use ir::diagnostic::Error;
-use ir::tile::{Access, Program, interp, sequence};
+use ir::tile::sequence::Sequence;
+#[cfg(feature = "cuda")]
+use ir::tile::Access;
+use ir::tile::{Program, interp};
 use ir::types::DType;
 use passes::fuse::{Fused, Options};
 use runtime::cache::{Cache, Source};
-use runtime::cpu::{Kernel, Pool};
-use std::collections::BTreeMap;
+use runtime::cpu::{Execution, Kernel, Pool};
+use runtime::plan::Plan;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
@@ -27,12 +32,19 @@ pub fn compile_by(f: &Function, options: &Options) -> Result<Fused, String> {
     }
 }
 
+/// The function as launches, its calls gone into.
+pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, String> {
+    let s = passes::fuse::sequence(f, options).map_err(|e| e.to_string())?;
+    s.programs.iter().try_for_each(|p| pipeline::verify_tile(p, "fuse"))?;
+    Ok(s)
+}
+
 /// A function compiled for this CPU.
 pub struct Compiled {
-    /// Its block programs, and what was decided.
-    pub fused: Fused,
+    /// Its launches, and what was decided.
+    pub sequence: Sequence,
     /// One kernel per program.
-    pub kernels: Vec<Kernel>,
+    pub kernels: Arc<Vec<Kernel>>,
     /// Where each came from: the cache, or the compiler.
     pub sources: Vec<Source>,
 }
@@ -41,7 +53,12 @@ impl Compiled {
     /// Each kernel's name, and `cache` or `compiler`, whichever it is from.
     pub fn origins(&self) -> Vec<(String, &'static str)> {
         let from = |s: &Source| if *s == Source::Hit { "cache" } else { "compiler" };
-        self.fused.programs.iter().zip(&self.sources).map(|(p, s)| (p.name.to_string(), from(s))).collect()
+        self.sequence.programs.iter().zip(&self.sources).map(|(p, s)| (p.name.to_string(), from(s))).collect()
+    }
+    /// Ready to run on so many threads.
+    pub fn execution(&self, dims: &Bindings, threads: usize) -> Result<Execution, String> {
+        let plan = Plan::new(&self.sequence, dims).map_err(|e| e.to_string())?;
+        Execution::new(plan, self.kernels.clone(), threads).map_err(|e| e.to_string())
     }
 }
 
@@ -52,18 +69,20 @@ pub fn cpu(f: &Function, dims: &Bindings, dtype: DType, cache: &Cache) -> Result
 
 /// Compiles for a CPU whose instructions this one has too.
 pub fn cpu_as(f: &Function, dims: &Bindings, dtype: DType, target: &codegen::Target, cache: &Cache) -> Result<Compiled, String> {
-    let fused = compile_by(f, &Options::cpu(dims, dtype))?;
-    let (kernels, sources) = trainer::program::kernels::compile(&fused.programs, target, cache)?.into_iter().unzip();
-    Ok(Compiled { fused, kernels, sources })
+    let sequence = sequence(f, &Options::cpu(dims, dtype))?;
+    let (kernels, sources): (Vec<Kernel>, _) = trainer::program::kernels::compile(&sequence.programs, target, cache)?.into_iter().unzip();
+    Ok(Compiled { sequence, kernels: kernels.into(), sources })
 }
 
 /// Results on this CPU.
-pub fn run_cpu(f: &Function, c: &Compiled, pool: &Pool, inputs: &[Tensor], dims: &Bindings) -> Result<Vec<Tensor>, String> {
-    let mut kernels = c.kernels.iter();
-    launches(f, &c.fused, inputs, dims, &mut |p, d, x| {
-        let k = kernels.next().ok_or_else(|| Error::new(format!("{}: no kernel was compiled", p.name)))?;
-        k.launch(pool, &x.iter().collect::<Vec<_>>(), d)
-    })
+pub fn run_cpu(c: &Compiled, pool: &Pool, inputs: &[Tensor], dims: &Bindings) -> Result<Vec<Tensor>, String> {
+    let execution = c.execution(dims, pool.threads())?;
+    let plan = execution.plan();
+    if inputs.len() != plan.params.len() {
+        return Err(format!("the function takes {} inputs, but {} given", plan.params.len(), inputs.len()));
+    }
+    let as_stored: Vec<Cow<Tensor>> = plan.params.iter().zip(inputs).map(|(b, t)| if t.dtype() == plan.buffers[*b].dtype { Cow::Borrowed(t) } else { Cow::Owned(t.convert(plan.buffers[*b].dtype)) }).collect();
+    execution.run(pool, &as_stored.iter().map(|t| &**t).collect::<Vec<_>>()).map_err(|e| e.to_string())
 }
 
 /// Results on the tile interpreter: what matrix units would give, operands of dots rounded to `dtype`.
@@ -125,12 +144,5 @@ type Launch<'a> = &'a mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Ve
 
 /// Compiles, and launches one block program after the other.
 fn each(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, launch: Launch) -> Result<Vec<Tensor>, String> {
-    launches(f, &compile(f, dims, dtype)?, inputs, dims, launch)
-}
-
-/// The results of `f`, by launching its block programs one after the other.
-fn launches(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, launch: Launch) -> Result<Vec<Tensor>, String> {
-    let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().cloned()).collect();
-    sequence::run(&fused.programs, &mut tensors, dims, launch).map_err(|e| e.to_string())?;
-    f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()
+    sequence(f, &Options::stored(dims, dtype))?.run(inputs, dims, launch).map_err(|e| e.to_string())
 }

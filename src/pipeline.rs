@@ -131,7 +131,13 @@ fn apply(step: &Step, f: &Function, options: &Options, explain: bool) -> Result<
             (Stage::Function(s.function), why)
         }
         Step::Fuse => {
-            let fused = passes::fuse::fuse(f, options).map_err(|e| e.to_string())?;
+            let fused = if f.callees().is_empty() {
+                passes::fuse::fuse(f, options).map_err(|e| e.to_string())?
+            } else {
+                // Each kernel once; what launches them is a plan's.
+                let s = crate::machine::sequence(f, options)?;
+                Fused { programs: s.programs, notes: s.notes }
+            };
             let notes = fused.notes.clone();
             (Stage::Programs(fused), notes)
         }

@@ -72,7 +72,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         "cpu" => {
             let c = machine::cpu(&f, &bindings, dtype, &Cache::from_env())?;
             let (pool, loaded) = (Pool::from_env(), start.elapsed().as_secs_f64());
-            (machine::run_cpu(&f, &c, &pool, &inputs, &bindings)?, loaded, c.origins())
+            (machine::run_cpu(&c, &pool, &inputs, &bindings)?, loaded, c.origins())
         }
         "sim" => (machine::sim(&f, &inputs, &bindings, dtype, "sm_90a")?, 0.0, vec![]),
         #[cfg(feature = "cuda")]

@@ -27,7 +27,7 @@ fn on_cpu(g: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Vec
     }
     let run = |target: &codegen::Target| {
         let c = pushforward::machine::cpu_as(g, dims, dtype, target, &runtime::cache::Cache::new(None)).unwrap_or_else(|e| panic!("{e}"));
-        POOL.with(|pool| pushforward::machine::run_cpu(g, &c, pool, inputs, dims).unwrap_or_else(|e| panic!("{e}")))
+        POOL.with(|pool| pushforward::machine::run_cpu(&c, pool, inputs, dims).unwrap_or_else(|e| panic!("{e}")))
     };
     targets.into_iter().map(|(name, t)| (name, run(&t))).collect()
 }

@@ -21,7 +21,7 @@ fn on_cpu(g: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Vec
         static POOL: runtime::cpu::Pool = runtime::cpu::Pool::new(2);
     }
     let c = pushforward::machine::cpu(g, dims, dtype, &runtime::cache::Cache::new(None)).unwrap_or_else(|e| panic!("{e}"));
-    POOL.with(|pool| pushforward::machine::run_cpu(g, &c, pool, inputs, dims).unwrap_or_else(|e| panic!("{e}")))
+    POOL.with(|pool| pushforward::machine::run_cpu(&c, pool, inputs, dims).unwrap_or_else(|e| panic!("{e}")))
 }
 
 /// Relative Frobenius error; where the reference is zero but for rounding, the largest element.

@@ -1,15 +1,14 @@
 //! What the benches share: programs from `examples/`, and kernels with their memory, ready to run.
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use ir::dim::{Bindings, Name};
+use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tensor::Tensor;
 use ir::types::DType;
 use pushforward::input::{Random, Source, Transform, Transforms, dims, names};
 use pushforward::machine;
 use runtime::cache::Cache;
-use runtime::cpu::{Bound, Pool};
-use std::collections::BTreeMap;
+use runtime::cpu::Pool;
 use std::time::Duration;
 
 /// A program, what it is differentiated along, and sizes.
@@ -60,12 +59,18 @@ impl Program {
         let (f, b) = (self.load(), self.bindings());
         let compiled = machine::cpu(&f, &b, DType::F32, &Cache::new(None)).unwrap_or_else(|e| panic!("{e}"));
         let mut random = Random(1);
-        let tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| (p.name.clone(), random.draw(&f, p.var, &b).unwrap_or_else(|e| panic!("{e}")))).collect();
-        let mut bound = Bound::new(&compiled.kernels, tensors, &b).unwrap_or_else(|e| panic!("{e}"));
-        let costs: Vec<_> = compiled.fused.programs.iter().filter_map(|p| ir::tile::cost::cost(p, &b).ok()).collect();
+        let draw = |p: &ir::graph::Port| {
+            let t = random.draw(&f, p.var, &b).unwrap_or_else(|e| panic!("{e}"));
+            if t.dtype().is_float() { t.convert(DType::F32) } else { t }
+        };
+        let params: Vec<Tensor> = f.params.iter().map(draw).collect();
+        let execution = compiled.execution(&b, pool.threads()).unwrap_or_else(|e| panic!("{e}"));
+        let mut results = execution.results().unwrap_or_else(|e| panic!("{e}"));
+        let (params, mut results): (Vec<&Tensor>, Vec<&mut Tensor>) = (params.iter().collect(), results.iter_mut().collect());
+        let costs: Vec<_> = compiled.sequence.programs.iter().filter_map(|p| ir::tile::cost::cost(p, &b).ok()).collect();
         let (flops, bytes) = costs.iter().fold((0u64, 0u64), |(f, b), c| (f + c.flops as u64, b + c.bytes() as u64));
         group.throughput(Throughput::ElementsAndBytes { elements: flops, bytes });
-        group.bench_function(self.name, |x| x.iter(|| bound.run(pool).unwrap_or_else(|e| panic!("{e}"))));
+        group.bench_function(self.name, |x| x.iter(|| execution.run_into(pool, &params, &mut results).unwrap_or_else(|e| panic!("{e}"))));
     }
 }
 

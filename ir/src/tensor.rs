@@ -67,7 +67,16 @@ impl Tensor {
     /// # Errors
     /// A shape whose number of elements does not fit.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-        Tensor::from_f64(dtype, shape, &vec![0.0; elements(shape)?])
+        let n = elements(shape)?;
+        let data = match dtype {
+            DType::F64 => TensorData::F64(vec![0.0; n]),
+            DType::F32 => TensorData::F32(vec![0.0; n]),
+            DType::BF16 => TensorData::BF16(vec![bf16::ZERO; n]),
+            DType::F16 => TensorData::F16(vec![f16::ZERO; n]),
+            DType::I32 => TensorData::I32(vec![0; n]),
+            DType::Bool => TensorData::Bool(vec![0; n]),
+        };
+        Tensor::new(shape.to_vec(), data)
     }
     /// `data` rounded to `dtype`, to nearest even; integers are truncated and saturate, a truth value is "not zero".
     ///
@@ -155,6 +164,26 @@ impl Tensor {
     /// A shape with another number of elements.
     pub fn reshape(self, shape: &[usize]) -> Result<Tensor, Error> {
         Tensor::new(shape.to_vec(), self.data)
+    }
+
+    /// The elements from number `start` on, as many as `shape` has.
+    ///
+    /// # Errors
+    /// A part that is not inside.
+    pub fn part(&self, start: usize, shape: &[usize]) -> Result<Tensor, Error> {
+        let n = elements(shape)?;
+        let end = start.saturating_add(n);
+        if end > self.len() {
+            return Err(Error::new(format!("elements {start}..{end} of a tensor of {}", self.len())));
+        }
+        macro_rules! cut {
+            ($($kind:ident)*) => {
+                match &self.data {
+                    $(TensorData::$kind(v) => TensorData::$kind(v[start..end].to_vec()),)*
+                }
+            };
+        }
+        Tensor::new(shape.to_vec(), cut!(F64 F32 BF16 F16 I32 Bool))
     }
 
     /// The elements as little-endian bytes.

@@ -1,12 +1,10 @@
 //! The host CPU as a device: objects from `codegen`, loaded by ourselves and run by a thread pool over program instances.
 
-mod bound;
 mod loader;
 mod peak;
 mod pool;
 mod run;
 
-pub use bound::Bound;
 pub use peak::{copy_bandwidth, fma_peak};
 pub use pool::Pool;
 pub use run::Execution;

@@ -269,7 +269,7 @@ fn against(g: &Function, machine: usize, inputs: &[Tensor], sizes: &Bindings) ->
     let worst = |got: Vec<Tensor>| got.iter().zip(&want).map(|(g, w)| error(g, w)).fold(0.0, |a: f64, e| if e.is_nan() { e } else { a.max(e) });
     let interp = || crate::machine::interp(g, &rounded, sizes, dtype);
     let got = match name {
-        "cpu" => crate::machine::cpu(g, sizes, dtype, &Cache::new(None)).and_then(|c| crate::machine::run_cpu(g, &c, &Pool::new(1), &rounded, sizes)),
+        "cpu" => crate::machine::cpu(g, sizes, dtype, &Cache::new(None)).and_then(|c| crate::machine::run_cpu(&c, &Pool::new(1), &rounded, sizes)),
         _ => interp(),
     };
     match got.map(worst) {

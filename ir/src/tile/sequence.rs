@@ -26,6 +26,39 @@ pub struct Sequence {
     pub notes: Vec<String>,
 }
 
+impl Sequence {
+    /// The results from `inputs`, in the function's order, on the machine `launch`: a program and its inputs in buffer order to its outputs.
+    ///
+    /// # Errors
+    /// Another number of inputs, an input of another size, and the machine's own.
+    pub fn run(&self, inputs: &[Tensor], dims: &Bindings, launch: &mut dyn FnMut(&Program, &Bindings, &[Tensor]) -> Result<Vec<Tensor>, Error>) -> Result<Vec<Tensor>, Error> {
+        if inputs.len() != self.params.len() {
+            return Err(Error::new(format!("the function takes {} inputs, but {} given", self.params.len(), inputs.len())));
+        }
+        let mut memory: Vec<Option<Tensor>> = vec![None; self.memory.len()];
+        for (m, t) in self.params.iter().zip(inputs) {
+            memory[*m] = Some(if t.dtype() == self.memory[*m].dtype { t.clone() } else { t.convert(self.memory[*m].dtype) });
+        }
+        for l in &self.launches {
+            let p = &self.programs[l.program];
+            let places = || p.buffers.iter().zip(&l.buffers);
+            let mut own = vec![];
+            for (b, at) in places().filter(|(b, _)| b.access == Access::Input) {
+                let named = |e: String| Error::new(format!("{}: buffer `{}`: {e}", p.name, b.name));
+                let t = memory[at.memory].as_ref().ok_or_else(|| named("nothing provides it".into()))?;
+                let shape = b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>().map_err(|e| named(e.to_string()))?;
+                let offset = at.offset.eval(dims).map_err(|e| named(e.to_string()))?.max(0) as usize;
+                own.push(if t.shape() == shape && offset == 0 { t.clone() } else { t.part(offset, &shape)? });
+            }
+            let out = launch(p, dims, &own)?;
+            for ((_, at), t) in places().filter(|(b, _)| b.access == Access::Output).zip(out) {
+                memory[at.memory] = Some(t);
+            }
+        }
+        self.results.iter().map(|m| memory[*m].clone().ok_or_else(|| Error::new(format!("result `{}` was not computed", self.memory[*m].name)))).collect()
+    }
+}
+
 /// A dense tensor in memory.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Memory {

@@ -11,7 +11,7 @@ use ir::dim::Name;
 use ir::graph::Var;
 use ir::prim::Prim;
 use ir::prim::ReduceKind;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A result, or a value between kernels.
 struct Member {
@@ -90,6 +90,8 @@ impl Partition<'_> {
 
     /// One kernel per member; values that have to be stored for that become members.
     fn singles(&mut self, members: &mut Vec<Member>) -> Result<Vec<Group>, Error> {
+        // A kernel stays as it is while nothing inside of it is stored.
+        let mut known: BTreeMap<usize, (Group, BTreeSet<Var>)> = BTreeMap::new();
         for _ in 0..self.f.vars.len() + 2 {
             let mut groups: Vec<Group> = vec![];
             let mut cuts: Vec<(Var, String)> = vec![];
@@ -98,8 +100,16 @@ impl Partition<'_> {
                 if of[0] != i {
                     continue;
                 }
-                match self.beside(members, &of, |p| p.alone(&targets(members, &of))) {
-                    Ok((kernel, reads)) => groups.push(Group { of, kernel, reads }),
+                if let Some((group, _)) = known.get(&i) {
+                    groups.push(group.clone());
+                    continue;
+                }
+                match self.beside(members, &of, |p| p.alone(&targets(members, &of)).map(|k| (p.values(&k.0), k))) {
+                    Ok((values, (kernel, reads))) => {
+                        let group = Group { of, kernel, reads };
+                        known.insert(i, (group.clone(), values));
+                        groups.push(group);
+                    }
                     Err(Why::Cut(vars, why)) => cuts.extend(vars.into_iter().map(|v| (v, why.clone()))),
                     Err(Why::Split(why)) => return Err(Error::new(format!("fuse: {why}"))),
                     Err(Why::Fatal(e)) => return Err(e),
@@ -114,6 +124,7 @@ impl Partition<'_> {
             }
             for (var, why) in cuts {
                 if !members.iter().any(|m| m.var == var) {
+                    known.retain(|_, (_, values)| !values.contains(&var));
                     members.push(Member { name: format!("%{}", var.0).into(), var, why: Some(why) });
                 }
             }

@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 const NOMINAL: i64 = 720;
 /// The most candidates that are fused.
 const TRIES: usize = 48;
+/// Up to so many equations; a function of twice as many, whose fusion takes some four times as long, has a quarter of the candidates.
+const SMALL: usize = 80;
 /// How many operations a byte of memory traffic is worth.
 const OPS_PER_BYTE: f64 = 8.0;
 /// How many multiply-adds a special function is worth.
@@ -82,6 +84,11 @@ pub fn key(f: &Function) -> Option<Key> {
     Some(k)
 }
 
+/// How many candidates of a function with so many equations are fused: what that costs in all is bounded.
+pub fn tries(equations: usize) -> usize {
+    (TRIES * SMALL * SMALL / (equations * equations).max(1)).min(TRIES)
+}
+
 type Choice = BTreeMap<Id, Node<true>>;
 
 /// The search over one saturated graph.
@@ -137,7 +144,7 @@ impl<'a> Search<'a> {
                     }
                     let mut other = choice.clone();
                     other.insert(class, node);
-                    if !self.acyclic(&other) || self.work(&other) >= work || self.tries >= TRIES {
+                    if !self.acyclic(&other) || self.work(&other) >= work || self.tries >= tries(self.f.eqns.len()) {
                         continue;
                     }
                     let Some((f, k)) = self.candidate(&other) else { continue };

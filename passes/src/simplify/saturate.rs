@@ -2,7 +2,7 @@
 //! of the equal forms. (Design and figures: the trial that this follows put the scaling law into the extractor and seeded the graph
 //! with the normal form, so that what is left at the limit never depends on luck.)
 
-use super::extract::{GAIN, Key, Search, key};
+use super::extract::{GAIN, Key, Search, key, tries};
 use super::language::{Graph, Node, Terms};
 use super::normal::normalize;
 use super::rules::{RULES, Rule, compile};
@@ -105,6 +105,11 @@ pub fn simplify_with(f: &Function, rules: &[Rule], equal: &[(Var, Var)]) -> Resu
         types: terms.types.clone(),
         params: f.params.iter().map(|p| p.name.clone()).collect(),
     };
+    // Two candidates, the normal form and the cheapest trees, are the least.
+    if tries(f.eqns.len().max(simplified.function.eqns.len())) < 2 {
+        simplified.report.stop = format!("left out, {} equations are too many to compare forms of", f.eqns.len());
+        return Ok(simplified);
+    }
     let Some(before) = key(&simplified.function) else {
         simplified.report.stop = "the normal form does not fuse at nominal sizes".into();
         return Ok(simplified);

@@ -5,12 +5,12 @@ use crate::plan::{ALIGN, Home, Plan};
 use ir::diagnostic::Error;
 use ir::tensor::Tensor;
 use std::alloc::Layout;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// A plan that is ready to run.
 pub struct Execution {
     plan: Plan,
-    kernels: Vec<Kernel>,
+    kernels: Arc<Vec<Kernel>>,
     /// Per kernel: all its launches have the same sizes.
     prepared: Vec<Prepared>,
     /// One run at a time.
@@ -22,7 +22,7 @@ impl Execution {
     ///
     /// # Errors
     /// Kernels that are not the plan's; a size without a number.
-    pub fn new(plan: Plan, kernels: Vec<Kernel>, threads: usize) -> Result<Execution, Error> {
+    pub fn new(plan: Plan, kernels: Arc<Vec<Kernel>>, threads: usize) -> Result<Execution, Error> {
         if kernels.len() != plan.kernels.len() {
             return Err(Error::new(format!("the plan has {} kernels, but {} given", plan.kernels.len(), kernels.len())));
         }
@@ -57,13 +57,16 @@ impl Execution {
     /// # Errors
     /// A tensor that is not what the plan says: its name, and both sides.
     pub fn run(&self, pool: &Pool, params: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
-        let mut results = vec![];
-        for b in &self.plan.results {
-            let b = &self.plan.buffers[*b];
-            results.push(Tensor::zeros(b.dtype, &b.shape)?);
-        }
+        let mut results = self.results()?;
         self.run_into(pool, params, &mut results.iter_mut().collect::<Vec<_>>())?;
         Ok(results)
+    }
+    /// Memory for results.
+    ///
+    /// # Errors
+    /// A result too large to exist.
+    pub fn results(&self) -> Result<Vec<Tensor>, Error> {
+        self.plan.results.iter().map(|b| &self.plan.buffers[*b]).map(|b| Tensor::zeros(b.dtype, &b.shape)).collect()
     }
     /// Runs every launch; results are written to the caller's tensors.
     ///

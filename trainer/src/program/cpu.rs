@@ -7,7 +7,7 @@ use ir::tensor::Tensor;
 use ir::types::DType;
 use passes::fuse;
 use runtime::cache::Cache;
-use runtime::cpu::{Execution, Pool};
+use runtime::cpu::{Execution, Kernel, Pool};
 use runtime::plan::Plan;
 
 pub(super) struct Cpu {
@@ -20,9 +20,9 @@ impl Cpu {
         let sequence = fuse::sequence(f, &fuse::Options::cpu(dims, options.dtype)).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let target = codegen::Target::host().map_err(|e| e.to_string())?;
-        let kernels = kernels::compile(&sequence.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
+        let kernels: Vec<Kernel> = kernels::compile(&sequence.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
         let pool = options.threads.map_or_else(Pool::from_env, Pool::new);
-        Ok(Cpu { execution: Execution::new(plan, kernels, pool.threads()).map_err(|e| e.to_string())?, pool })
+        Ok(Cpu { execution: Execution::new(plan, kernels.into(), pool.threads()).map_err(|e| e.to_string())?, pool })
     }
     pub fn plan(&self) -> &Plan {
         self.execution.plan()
