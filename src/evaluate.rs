@@ -19,6 +19,9 @@ pub struct Args {
     /// The run's folder, instead of the configuration's; the results go there
     #[arg(long, value_name = "DIR")]
     folder: Option<String>,
+    /// Judge the student alone
+    #[arg(long)]
+    no_teacher: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -26,7 +29,8 @@ pub struct Args {
 
 /// Evaluates.
 pub fn run(a: &Args) -> Result<(), String> {
-    let config = configuration(&a.config, &a.folder, None)?;
+    let mut config = configuration(&a.config, &a.folder, None)?;
+    config.evaluation.teacher &= !a.no_teacher;
     let purpose = purpose(&config);
     let setup = Setup::new(config, purpose)?;
     let folder = PathBuf::from(&setup.config.run.folder);

@@ -10,6 +10,7 @@ mod net;
 mod opt;
 mod run;
 mod sample;
+mod study;
 mod training;
 
 use clap::{Parser, Subcommand};
@@ -74,6 +75,9 @@ enum Command {
     /// Judge samples: quality, diversity and speed, beside the teacher and the real ones
     #[command(after_help = "Example: pushforward evaluate examples/distill/digits-rcm.toml")]
     Evaluate(evaluate::Args),
+    /// Put evaluated runs over several seeds into one table, with the frontier of precision and recall
+    #[command(after_help = "Example: pushforward study runs/study -o docs/results   (runs in folders METHOD-SEED, each evaluated)")]
+    Study(study::Args),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         Command::Distill(a) => training::distill(&a),
         Command::Sample(a) => sample::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
+        Command::Study(a) => study::run(&a),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

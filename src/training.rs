@@ -25,6 +25,9 @@ pub struct Args {
     /// The seed, instead of the configuration's
     #[arg(long)]
     seed: Option<u64>,
+    /// Folder of weights to begin from, instead of the configuration's
+    #[arg(long, value_name = "DIR")]
+    start: Option<String>,
     /// Print a commented configuration, and do nothing else
     #[arg(long)]
     print_config: bool,
@@ -69,7 +72,11 @@ pub fn configuration(path: &Path, folder: &Option<String>, seed: Option<u64>) ->
 
 fn run(a: &Args, purpose: Purpose) -> Result<(), String> {
     let path = a.config.as_ref().ok_or("no configuration")?;
-    let config = configuration(path, &a.folder, a.seed)?;
+    let mut config = configuration(path, &a.folder, a.seed)?;
+    if let Some(s) = &a.start {
+        // The configuration's paths are relative to its file, the command line's to where it is started.
+        config.network.start = std::path::absolute(s).map_err(|e| format!("{s}: {e}"))?.display().to_string();
+    }
     let folder = PathBuf::from(&config.run.folder);
     let setup = Setup::new(config, purpose)?;
     let c = &setup.config;

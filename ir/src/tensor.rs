@@ -67,7 +67,16 @@ impl Tensor {
     /// # Errors
     /// A shape whose number of elements does not fit.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, Error> {
-        Tensor::from_f64(dtype, shape, &vec![0.0; elements(shape)?])
+        let n = elements(shape)?;
+        let data = match dtype {
+            DType::F64 => TensorData::F64(vec![0.0; n]),
+            DType::F32 => TensorData::F32(vec![0.0; n]),
+            DType::BF16 => TensorData::BF16(vec![bf16::ZERO; n]),
+            DType::F16 => TensorData::F16(vec![f16::ZERO; n]),
+            DType::I32 => TensorData::I32(vec![0; n]),
+            DType::Bool => TensorData::Bool(vec![0; n]),
+        };
+        Tensor::new(shape.to_vec(), data)
     }
     /// `data` rounded to `dtype`, to nearest even; integers are truncated and saturate, a truth value is "not zero".
     ///

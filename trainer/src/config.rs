@@ -59,6 +59,10 @@ section! {
         config: String = String::new(), "", |_x| true;
         /// Folder of the teacher (config.json and weights), relative to this configuration; distilling begins from its weights.
         teacher: String = String::new(), "", |_x| true;
+        /// Folder of weights to begin from instead, relative to this configuration: a run that goes on from another's `final`.
+        start: String = String::new(), "", |_x| true;
+        /// What the network's times in 0 to 1 are multiplied by; 0 for its class's own (1000 for Wan). Small networks that are taught here want 10 and less: tangents grow with it.
+        time_scale: f64 = 0.0, "0 or more", |x| *x >= 0.0;
         /// Seed of weights that begin from nothing.
         seed: u64 = 0, "", |_x| true;
     }

@@ -27,6 +27,7 @@ pub mod report;
 pub mod rows;
 pub mod sampler;
 pub mod scaling;
+pub mod study;
 pub mod task;
 pub mod time;
 pub mod train;

@@ -61,18 +61,20 @@ impl Setup {
         let options = Options { threads: (config.run.threads > 0).then_some(config.run.threads as usize), ..Options::default() };
         let n = &config.network;
         let teacher = config.path(&n.teacher);
-        let described = match (n.config.is_empty(), purpose) {
+        let mut described = match (n.config.is_empty(), purpose) {
             (false, _) => Described::read(&config.path(&n.config))?,
             (true, Purpose::Distill) => Described::read(&teacher.join("config.json"))?,
             (true, Purpose::Teach) => Described::digits(),
         };
+        described.time_scale = (n.time_scale > 0.0).then_some(n.time_scale);
         let feed = Feed::new(data, if described.classes() { Told::Class } else { Told::Tokens }, described.axes())?;
         let start = described.start(&feed, n.seed)?;
         let teacher = match purpose {
             Purpose::Teach => None,
             Purpose::Distill => Some(described.load(&teacher, &feed)?),
         };
-        Ok(Setup { start: teacher.clone().unwrap_or(start), config, feed, described, teacher, options })
+        let begun = if n.start.is_empty() { None } else { Some(described.load(&config.path(&n.start), &feed)?) };
+        Ok(Setup { start: begun.or_else(|| teacher.clone()).unwrap_or(start), config, feed, described, teacher, options })
     }
     /// The network as methods see it; with a second time where it jumps, with features where they are judged.
     ///

@@ -17,6 +17,8 @@ use std::path::Path;
 pub struct Described {
     /// Its `config.json`, which is exported with weights.
     pub json: Value,
+    /// What its times are multiplied by, where that is not its class's own.
+    pub time_scale: Option<f64>,
     config: Config,
 }
 
@@ -24,7 +26,7 @@ impl Described {
     /// The network of the digits.
     pub fn digits() -> Described {
         let c = dit::Config::digits();
-        Described { json: c.to_json(), config: Config::Dit(c) }
+        Described { json: c.to_json(), time_scale: None, config: Config::Dit(c) }
     }
     /// Of a file.
     ///
@@ -35,7 +37,7 @@ impl Described {
         let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {file}: {e}"))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| format!("{file}: {e}"))?;
         let config = Config::from_json(&json, &file, &NoShapes)?;
-        Ok(Described { json, config })
+        Ok(Described { json, time_scale: None, config })
     }
     /// Whether it is told classes, not tokens.
     pub fn classes(&self) -> bool {
@@ -92,7 +94,7 @@ impl Described {
             }
             built.check(&n.dims).map_err(|e| e.to_string())?;
         }
-        Ok(n.scaled(if matches!(self.config, Config::Wan(_)) { 1000.0 } else { 1.0 }))
+        Ok(n.scaled(self.time_scale.unwrap_or(if matches!(self.config, Config::Wan(_)) { 1000.0 } else { 1.0 })))
     }
     fn text_width(&self) -> Option<i64> {
         match &self.config {
