@@ -1,10 +1,14 @@
-//! `compile`: block programs to objects and a manifest that says how to launch them.
+//! `compile`: block programs to objects, or to PTX and, where an assembler is installed, cubins; a manifest that says how to launch them, and for
+//! GPUs a header for C.
 
 use ir::tile::Program;
 use ir::types::DType;
 use pushforward::input::{Loaded, Source, dims, dims_of};
+use codegen::assembler::Assembler;
+use pushforward::header;
 use pushforward::pipeline::{self, Stage};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
 /// Arguments of `compile`.
@@ -75,7 +79,11 @@ pub fn run(a: &Args) -> Result<(), String> {
             (f.name.to_string(), fused.programs, fused.notes)
         }
     };
-    let mut kernels = vec![];
+    let assembler = Assembler::find();
+    if matches!(target, Target::Gpu(_)) && assembler.is_none() {
+        println!("no ptxas (`./dev ptxas` installs it): PTX only, which the driver compiles");
+    }
+    let (mut kernels, mut signatures) = (vec![], vec![]);
     for p in &programs {
         if a.dump.is_some() {
             // The first for people, the second for `compile`, `explain` and `opt` to go on from.
@@ -91,11 +99,38 @@ pub fn run(a: &Args) -> Result<(), String> {
         };
         kernels.push(match &target {
             Target::Gpu(t) => {
-                let k = codegen::nvptx::compile_default(p, t, a.dump.is_some()).map_err(|e| e.to_string())?;
+                let schedule = codegen::nvptx::default_schedule(p, t).map_err(|e| e.to_string())?;
+                let k = codegen::nvptx::compile_with(p, t, &schedule, a.dump.is_some()).map_err(|e| e.to_string())?;
                 write(format!("{}.ptx", p.name), k.ptx.as_bytes())?;
                 later(&k.mlir, k.llvm)?;
-                println!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), k.signature.block, k.signature.shared_bytes);
-                json!({"ptx": format!("{}.ptx", p.name), "signature": k.signature, "target": t.name})
+                if a.dump.is_some() {
+                    write(format!("07-{}.ptx", p.name), k.ptx.as_bytes())?;
+                }
+                let mut entry = header::manifest(&k.signature);
+                let mut set = |key: &str, value: serde_json::Value| entry[key] = value;
+                set("ptx", json!(format!("{}.ptx", p.name)));
+                set("ptx_sha256", json!(hash(k.ptx.as_bytes())));
+                set("target", json!(t.name));
+                let mut line = format!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), k.signature.block, k.signature.shared_bytes);
+                if let Some(assembler) = &assembler {
+                    let made = assembler.assemble(&k.ptx, &t.name)?;
+                    write(format!("{}.cubin", p.name), &made.cubin)?;
+                    set("cubin", json!(format!("{}.cubin", p.name)));
+                    set("cubin_sha256", json!(hash(&made.cubin)));
+                    set("registers", json!(made.registers));
+                    set("spill_bytes", json!(made.spills));
+                    set("assembler", json!(assembler.version()?));
+                    line += &format!("; {} registers, {} bytes spilled", made.registers, made.spills[0] + made.spills[1]);
+                    if a.dump.is_some() {
+                        match assembler.disassemble(&made.cubin) {
+                            Ok(text) => write(format!("08-{}.sass", p.name), text.as_bytes())?,
+                            Err(e) => println!("no SASS: {e}"),
+                        }
+                    }
+                }
+                println!("{line}");
+                signatures.push(k.signature);
+                entry
             }
             Target::Cpu(t) => {
                 let c = codegen::compile_with(p, t, a.dump.is_some()).map_err(|e| e.to_string())?;
@@ -111,6 +146,14 @@ pub fn run(a: &Args) -> Result<(), String> {
             }
         });
     }
+    if !signatures.is_empty() {
+        let file = format!("{}.h", name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>());
+        write(file, header::header(&name, &signatures).as_bytes())?;
+    }
     let manifest = json!({"toolkit": env!("CARGO_PKG_VERSION"), "function": name, "kernels": kernels, "notes": notes});
     write("manifest.json".into(), serde_json::to_string_pretty(&manifest).map_err(|e| e.to_string())?.as_bytes())
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -8,6 +8,7 @@ use ir::tensor::Tensor;
 use ir::tile::Program;
 use ir::types::DType;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -196,6 +197,26 @@ pub fn tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, String> {
             t.map(|t| (n.clone(), t)).map_err(|e| format!("{}: tensor `{n}`: {e}", path.display()))
         })
         .collect()
+}
+
+/// Writes tensors as a safetensors file: beside the target first, so that an interrupted write leaves no half file behind under its name.
+pub fn save<'a>(path: &Path, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<(), String> {
+    let bytes: Vec<(&str, &Tensor, Vec<u8>)> = tensors.map(|(n, t)| (n, t, t.to_bytes())).collect();
+    let mut views = vec![];
+    for (n, t, b) in &bytes {
+        let dtype = match t.dtype() {
+            DType::F64 => safetensors::Dtype::F64,
+            DType::F32 => safetensors::Dtype::F32,
+            DType::BF16 => safetensors::Dtype::BF16,
+            DType::F16 => safetensors::Dtype::F16,
+            DType::I32 => safetensors::Dtype::I32,
+            DType::Bool => safetensors::Dtype::BOOL,
+        };
+        views.push((n.to_string(), TensorView::new(dtype, t.shape().to_vec(), b).map_err(|e| e.to_string())?));
+    }
+    let bytes = safetensors::serialize(views, &None).map_err(|e| e.to_string())?;
+    let part = path.with_extension("safetensors.part");
+    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// A small counter-based generator (SplitMix64): the same seed gives the same tensors everywhere.

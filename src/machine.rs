@@ -77,21 +77,7 @@ pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, targe
         let k = ptx(p, target)?;
         let s = &k.signature;
         let module = runtime::sim::Module::parse(&k.ptx).map_err(|e| Error::new(format!("sim: {}: {e:?}", s.symbol)))?;
-        let mut bytes: Vec<Vec<u8>> = x.iter().map(Tensor::to_bytes).collect();
-        let outputs = outputs(s, dims)?;
-        bytes.extend(outputs.iter().map(|(shape, d)| vec![0; shape.iter().product::<usize>() * d.bytes()]));
-        let mut args: Vec<runtime::sim::Arg> = vec![];
-        for (b, x) in s.buffers.iter().zip(&mut bytes) {
-            args.push(if b.access == Access::Input { runtime::sim::Arg::Input(x) } else { runtime::sim::Arg::Output(x) });
-        }
-        for d in &s.dims {
-            args.push(runtime::sim::Arg::I64(dims.get(d).copied().ok_or_else(|| Error::new(format!("sim: dimension `{d}` has no number")))?));
-        }
-        let blocks = u32::try_from(s.blocks(dims).map_err(|e| Error::new(e.to_string()))?).map_err(|_| Error::new("sim: too many blocks"))?;
-        module.launch(&s.symbol, [blocks, 1, 1], [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &Default::default()).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))?;
-        drop(args);
-        let from = bytes.len() - outputs.len();
-        outputs.iter().zip(&bytes[from..]).map(|((shape, d), x)| Tensor::from_bytes(*d, shape, x)).collect()
+        module.run(s, dims, x, &Default::default()).map(|r| r.0).map_err(|e| Error::new(format!("sim: {}: {e}", s.symbol)))
     })
 }
 
@@ -128,6 +114,7 @@ fn ptx(p: &Program, target: &str) -> Result<codegen::nvptx::Compiled, Error> {
 }
 
 /// Shape and type of each output.
+#[cfg(feature = "cuda")]
 fn outputs(s: &GpuSignature, dims: &Bindings) -> Result<Vec<(Vec<usize>, DType)>, Error> {
     let shape = |b: &ir::tile::Buffer| b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>();
     s.buffers.iter().filter(|b| b.access == Access::Output).map(|b| Ok((shape(b).map_err(|e| Error::new(format!("buffer `{}`: {e}", b.name)))?, b.dtype))).collect()

@@ -5,6 +5,7 @@ mod compile;
 mod devices;
 mod explain;
 mod gpu;
+mod net;
 mod opt;
 mod run;
 
@@ -47,6 +48,9 @@ enum Command {
     /// Print a program after some passes
     #[command(after_help = "Example: pushforward opt examples/attention.pf --pass jvp=q+k+v,simplify,fuse --dim D=64 --time")]
     Opt(opt::Args),
+    /// Run a network from its checkpoint, its tangent or its gradients; or say what it costs
+    #[command(after_help = "Example: pushforward net DIR --jvp hidden_states,timestep --inputs in.safetensors --outputs out.safetensors")]
+    Net(net::Args),
     /// What there is to run on, with this CPU's measured peaks
     #[command(after_help = "Example: pushforward devices --json")]
     Devices(devices::Args),
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Bench(a) => bench::run(&a),
         Command::Compile(a) => compile::run(&a),
         Command::Explain(a) => explain::run(&a),
+        Command::Net(a) => net::run(&a),
         Command::Opt(a) => opt::run(&a),
         Command::Devices(a) => devices::run(&a),
         Command::Gpu(a) => gpu::run(&a),

@@ -1,10 +1,9 @@
 //! `run`: a program on tensors.
 
-use pushforward::input::{Random, Source, dims_of, nearest, tensors};
+use pushforward::input::{Random, Source, dims_of, nearest, save, tensors};
 use pushforward::machine;
 use ir::tensor::Tensor;
 use ir::types::DType;
-use safetensors::tensor::TensorView;
 use runtime::cache::Cache;
 use runtime::cpu::Pool;
 use serde_json::json;
@@ -95,23 +94,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     };
     let seconds = start.elapsed().as_secs_f64() - preparation;
     if let Some(path) = &a.outputs {
-        let bytes: Vec<Vec<u8>> = out.iter().map(Tensor::to_bytes).collect();
-        let mut views = vec![];
-        for ((r, t), b) in f.results.iter().zip(&out).zip(&bytes) {
-            let dtype = match t.dtype() {
-                DType::F64 => safetensors::Dtype::F64,
-                DType::F32 => safetensors::Dtype::F32,
-                DType::BF16 => safetensors::Dtype::BF16,
-                DType::F16 => safetensors::Dtype::F16,
-                DType::I32 => safetensors::Dtype::I32,
-                DType::Bool => safetensors::Dtype::BOOL,
-            };
-            views.push((r.name.to_string(), TensorView::new(dtype, t.shape().to_vec(), b).map_err(|e| e.to_string())?));
-        }
-        let bytes = safetensors::serialize(views, &None).map_err(|e| e.to_string())?;
-        // Beside the target first: an interrupted write leaves no half file behind under its name.
-        let part = path.with_extension("safetensors.part");
-        std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        save(path, f.results.iter().map(|r| &*r.name).zip(&out))?;
     }
     let norm = |t: &Tensor| t.to_f64().iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>().sqrt();
     if a.json {

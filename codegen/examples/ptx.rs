@@ -1,5 +1,5 @@
 //! PTX of a program, and what its code costs: `ptx FILE [--fn NAME] [--jvp q,k,v] [--dtype bf16] [--dim D=64]… [--target sm_90a]…
-//! [--schedule rows=128,stream=96,cols=64,warps=8x1,stages=2] [--out DIR]`. With the directory of `ptxas` and `nvdisasm` in
+//! [--schedule rows=128,stream=96,cols=64,warps=8x1,stages=2,warpgroups=2] [--out DIR]`. With the directory of `ptxas` and `nvdisasm` in
 //! `CUDA_BIN`, prints registers, spills, shared memory, and the instructions of the innermost loops.
 #![allow(missing_docs)]
 
@@ -26,6 +26,10 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "stream" => s.stream = n(v)?,
             "stages" => s.stages = n(v)?,
             "blocks" => s.blocks = n(v)?,
+            "warpgroups" => {
+                s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
+                warps = s.fragment.warps;
+            }
             "warps" => {
                 let (a, b) = v.split_once('x').unwrap_or((v, "1"));
                 warps = [n(a)?, n(b)?];
@@ -147,7 +151,7 @@ fn run() -> Result<()> {
                 continue;
             }
             let info = tool("ptxas", &[&format!("-arch={name}"), "-v", &format!("{path}.ptx"), "-o", &format!("{path}.cubin")])?;
-            for l in info.lines().filter(|l| l.contains("spill") || l.contains("Used")) {
+            for l in info.lines().filter(|l| l.contains("spill") || l.contains("Used") || l.contains("C75")) {
                 println!("  {}", l.trim());
             }
             let sass = tool("nvdisasm", &["-c", &format!("{path}.cubin")])?;

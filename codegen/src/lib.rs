@@ -4,10 +4,12 @@
 //! call is one program instance. `scratch` has the signature's bytes for `panels` panels and is 64-byte aligned. The object
 //! refers to no symbol outside of itself.
 
+pub mod assembler;
 pub mod cpu;
 pub mod llvm;
 pub mod mlir;
 pub mod nvptx;
+pub mod roofline;
 pub mod scalar;
 pub mod target;
 pub mod text;

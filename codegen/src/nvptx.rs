@@ -5,6 +5,7 @@
 //! asynchronous copies fill some iterations ahead. One fragment layout serves tensor cores, rows held by warps and elementwise
 //! work; see `docs/lowering.md`. Streamed products with a running maximum and sum, the accumulator in registers: Dao, 2023.
 
+mod axes;
 mod copy;
 mod dot;
 mod emit;
@@ -17,8 +18,9 @@ mod schedule;
 mod serial;
 mod stream;
 pub mod value;
+mod warpgroup;
 
-pub use schedule::{Schedule, default_schedule};
+pub use schedule::{Schedule, default_by_warps, default_schedule};
 
 use crate::target::GpuTarget;
 use crate::text::Text;
@@ -74,6 +76,14 @@ pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<C
     compile_with(p, target, &default_schedule(p, target)?, texts)
 }
 
+/// An estimate of the registers of a thread, by what is alive at once in the plan: the model that [`default_schedule`] chooses by.
+///
+/// # Errors
+/// The schedule does not fit the program or the target.
+pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<usize, Error> {
+    Ok(schedule::registers(&Plan::new(p, target, schedule)?))
+}
+
 /// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.
 ///
 /// # Errors
@@ -87,8 +97,9 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         buffers: plan.p.buffers.clone(),
         dims: plan.p.dims(),
         grid: Signature::grid_of(&plan.p),
-        block: plan.fragment.threads(),
+        block: plan.threads(),
         shared_bytes: plan.shared[2],
+        maps: warpgroup::maps(&plan),
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;
@@ -104,7 +115,8 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
         format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
     };
-    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).collect();
+    let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
+    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
     let mlir = format!(
         "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
          llvm.func @{symbol}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>, nvvm.minctasm = {} : i32}} {{\n{body}llvm.return\n}}\n}}\n",

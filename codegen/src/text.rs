@@ -128,6 +128,8 @@ impl Text {
         let name = self.fresh();
         let _ = match ty.lanes {
             Some(_) => writeln!(self.head, "{name} = arith.constant dense<{spelled}> : {ty}"),
+            // Truth values carry their type.
+            None if ty.elem == "i1" => writeln!(self.head, "{name} = arith.constant {spelled}"),
             None => writeln!(self.head, "{name} = arith.constant {spelled} : {ty}"),
         };
         self.constants.insert((ty, bits), name.clone());

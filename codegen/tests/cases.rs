@@ -88,9 +88,15 @@ impl Case {
     }
 }
 
-/// Blocks of the grid.
-pub fn blocks(c: &Compiled, dims: &Bindings) -> i64 {
-    c.signature.blocks(dims).unwrap()
+/// Compiled as the default schedule says; `by_warps`: among products of warps, where the target has others.
+pub fn build_as(p: &Program, target: &str, by_warps: bool) -> (Schedule, Compiled) {
+    if !by_warps {
+        return build(p, target);
+    }
+    let target = GpuTarget::named(target).unwrap();
+    let s = nvptx::default_by_warps(p, &target).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    let c = nvptx::compile(p, &target, &s).unwrap_or_else(|e| panic!("{e}\n{p}"));
+    (s, c)
 }
 
 /// Compiled as the default schedule says.

@@ -72,6 +72,62 @@ pub struct GpuSignature {
     pub block: usize,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
+    /// Tensor maps, parameters of 128 bytes behind the numbers.
+    #[serde(default)]
+    pub maps: Vec<TensorMap>,
+}
+
+/// What the bulk copy engine has to know of a buffer; the launcher makes the driver's form of it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct TensorMap {
+    /// Position of the buffer among the signature's.
+    pub buffer: usize,
+    /// Elements before the first.
+    pub offset: Dim,
+    /// At most five axes, the contiguous one first.
+    pub axes: Vec<MapAxis>,
+    /// Bytes within which 16-byte chunks are exchanged by row: 128.
+    pub swizzle: usize,
+}
+
+/// One axis of a tensor map.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MapAxis {
+    /// Elements. What a tile has beyond them becomes zero.
+    pub size: Dim,
+    /// Elements from one index to the next.
+    pub stride: Dim,
+    /// Elements of a tile.
+    pub tile: usize,
+}
+
+/// A tensor map at known sizes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct MapAt {
+    /// Byte of the first element in its buffer.
+    pub offset: u64,
+    /// Elements per axis, the contiguous one first; at least one each.
+    pub sizes: Vec<u64>,
+    /// Bytes from one index to the next, for all axes but the first.
+    pub strides: Vec<u64>,
+    /// Elements of a tile per axis.
+    pub tile: Vec<u32>,
+}
+
+impl TensorMap {
+    /// The map of elements of `elem` bytes where dimensions have these numbers.
+    ///
+    /// # Errors
+    /// A size without a number.
+    pub fn at(&self, elem: usize, dims: &Bindings) -> Result<MapAt, DimError> {
+        let n = |d: &Dim| Ok(d.eval(dims)?.max(0) as u64);
+        Ok(MapAt {
+            offset: n(&self.offset)? * elem as u64,
+            sizes: self.axes.iter().map(|a| Ok(n(&a.size)?.max(1))).collect::<Result<_, DimError>>()?,
+            strides: self.axes[1..].iter().map(|a| Ok(n(&a.stride)? * elem as u64)).collect::<Result<_, DimError>>()?,
+            tile: self.axes.iter().map(|a| a.tile as u32).collect(),
+        })
+    }
 }
 
 impl GpuSignature {

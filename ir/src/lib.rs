@@ -8,6 +8,7 @@ pub mod dim;
 pub mod graph;
 pub mod nn;
 pub mod prim;
+pub mod random;
 pub mod reference;
 pub mod tensor;
 pub mod text;

@@ -365,21 +365,31 @@ fn rope(b: &mut Builder, op: &str, x: Var, angles: Var, axis: &Name, halves: boo
         return Err(Error::new(format!("{op}: axis `{}` of angles is {}, but must be half of axis `{axis}`, which is {}", p.name, p.size, d.size))
             .hint(format!("declare it as `{}={}/2`", p.name, d.size)));
     }
-    let taken: Vec<Axis> = tx.axes.iter().chain(&ta.axes).cloned().collect();
-    let pair = Axis::new(fresh("pair", &taken), two);
-    let parts = if halves { vec![pair.clone(), p] } else { vec![p, pair.clone()] };
-    let split = b.movement(Movement::Split { axis: axis.clone(), into: parts.clone() }, &[x])?;
-    let side = |b: &mut Builder, at: i64| b.movement(Movement::Index { axis: pair.name.clone(), at: Dim::fixed(at) }, &[split]);
-    let (even, odd) = (side(b, 0)?, side(b, 1)?);
     let (mut cos, mut sin) = (map(b, Elementwise::Cos, angles)?, map(b, Elementwise::Sin, angles)?);
     if ta.dtype != tx.dtype {
         (cos, sin) = (map(b, Elementwise::Convert(tx.dtype), cos)?, map(b, Elementwise::Convert(tx.dtype), sin)?);
     }
+    rotate(b, x, cos, sin, &d, &p, halves)
+}
+
+/// The rotation of the pairs of axis `d` of `x` by angles whose cosines and sines are given along the pairs' axis `p`: pairs `(p, p + P)`
+/// if `halves`, else `(2p, 2p+1)`. Where many layers rotate by the same angles, their tables are made once.
+///
+/// # Errors
+/// Those of the builder.
+pub fn rotate(b: &mut Builder, x: Var, cos: Var, sin: Var, d: &Axis, p: &Axis, halves: bool) -> Result<Var> {
+    let tx = b.ty(x).clone();
+    let taken: Vec<Axis> = tx.axes.iter().chain(&b.ty(cos).axes).cloned().collect();
+    let pair = Axis::new(fresh("pair", &taken), Dim::fixed(2));
+    let parts = if halves { vec![pair.clone(), p.clone()] } else { vec![p.clone(), pair.clone()] };
+    let split = b.movement(Movement::Split { axis: d.name.clone(), into: parts.clone() }, &[x])?;
+    let side = |b: &mut Builder, at: i64| b.movement(Movement::Index { axis: pair.name.clone(), at: Dim::fixed(at) }, &[split]);
+    let (even, odd) = (side(b, 0)?, side(b, 1)?);
     let (ec, os, oc, es) = (b.mul(even, cos)?, b.mul(odd, sin)?, b.mul(odd, cos)?, b.mul(even, sin)?);
     let (re, im) = (b.sub(ec, os)?, b.add(oc, es)?);
     let stacked = b.movement(Movement::Stack(pair), &[re, im])?;
     let axes = parts.into_iter().map(|a| a.name).collect();
-    let merged = b.movement(Movement::Merge { axes, into: d }, &[stacked])?;
+    let merged = b.movement(Movement::Merge { axes, into: d.clone() }, &[stacked])?;
     let extra = b.ty(merged).axes.iter().map(|a| a.name.clone()).filter(|n| !tx.has(n));
     let order: Vec<Name> = extra.chain(tx.axes.iter().map(|a| a.name.clone())).collect();
     b.permute(merged, &order)

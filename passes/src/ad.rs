@@ -2,6 +2,7 @@
 //! `vjp`), and what to keep in between (`remat`). `docs/reverse.md` has the whole story.
 
 pub mod activity;
+mod call;
 pub mod jvp;
 pub mod linearize;
 pub mod remat;
@@ -9,8 +10,10 @@ mod transform;
 pub mod transpose;
 pub mod vjp;
 
+pub use call::Checkpoint;
 pub use jvp::{Bend, jvp, jvp_with};
+pub(crate) use linearize::copy;
 pub use linearize::linearize;
 pub use transform::Transform;
 pub use transpose::transpose;
-pub use vjp::vjp;
+pub use vjp::{vjp, vjp_with};

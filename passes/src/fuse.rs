@@ -1,15 +1,20 @@
 //! Fusion: functions to block programs.
 //!
 //! `partition` decides which equations form a kernel and which axis it streams over, `law` which reductions one pass over that
-//! axis can hold, `gather` makes one sum of several where their coefficients are known, `view` turns movement at a kernel's edge into addresses, `lower` writes the block program.
+//! axis can hold, `gather` makes one sum of several where their coefficients are known, `view` turns movement at a kernel's edge into addresses,
+//! `lower` writes the block program. Where functions are called, `cut` makes pieces without calls, and `sequence` fuses each distinct piece
+//! once and lists all launches.
 
 pub mod center;
+mod cut;
 pub mod gather;
 pub mod law;
 pub mod lower;
 pub mod mask;
 pub mod partition;
 mod plan;
+mod sequence;
 pub mod view;
 
 pub use partition::{Fused, Options, fuse};
+pub use sequence::sequence;

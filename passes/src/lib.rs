@@ -2,7 +2,10 @@
 
 pub mod ad;
 pub mod fuse;
+mod inline;
 pub mod simplify;
+
+pub use inline::inline;
 
 use ir::graph::Function;
 

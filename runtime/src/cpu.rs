@@ -4,10 +4,12 @@ mod bound;
 mod loader;
 mod peak;
 mod pool;
+mod run;
 
 pub use bound::Bound;
 pub use peak::{copy_bandwidth, fma_peak};
 pub use pool::Pool;
+pub use run::Execution;
 
 use ir::artifact::Artifact;
 use ir::diagnostic::Error;
@@ -18,6 +20,15 @@ use loader::Object;
 
 /// `buffers, dims, scratch, program, panels`; see `codegen`.
 type Entry = unsafe extern "C" fn(*const *mut u8, *const i64, *mut u8, i64, i64);
+
+/// A launch but for its memory.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    numbers: Vec<i64>,
+    panels: i64,
+    instances: i64,
+    scratch: usize,
+}
 
 /// A loaded kernel.
 pub struct Kernel {
@@ -87,6 +98,16 @@ impl Kernel {
     /// # Safety
     /// `buffers` are the signature's, in order, each dense, of its dtype and of its shape under `dims`; outputs overlap nothing.
     pub unsafe fn launch_raw(&self, pool: &Pool, buffers: &[*mut u8], dims: &Bindings) -> Result<(), Error> {
+        let prepared = self.prepare(dims, pool.threads())?;
+        // SAFETY: the caller's.
+        unsafe { self.launch_prepared(pool, buffers, &prepared) };
+        Ok(())
+    }
+    /// What launches for sizes `dims` on so many threads have in common.
+    ///
+    /// # Errors
+    /// A dimension without a number.
+    pub fn prepare(&self, dims: &Bindings, threads: usize) -> Result<Prepared, Error> {
         let s = &self.artifact.signature;
         let numbers = s.dims.iter().map(|d| self.dim(d, dims)).collect::<Result<Vec<i64>, _>>()?;
         let sizes = s.grid.iter().map(|g| g.size.eval(dims).map_err(|e| Error::new(format!("kernel `{}`: {e}", s.symbol)))).collect::<Result<Vec<i64>, _>>()?;
@@ -94,20 +115,26 @@ impl Kernel {
             s.grid.iter().zip(&sizes).map(|(g, n)| { let tile = g.tile as i64 * if g.panels { panels } else { 1 }; (n.max(&0) + tile - 1) / tile }).product()
         };
         // As many panels as leave enough instances to share out evenly.
-        let enough = 6 * pool.threads() as i64;
+        let enough = 6 * threads as i64;
         let panels = (1..=s.max_panels.max(1) as i64).rev().find(|p| instances(*p) >= enough).unwrap_or(1);
-        let scratch = s.scratch_fixed + panels as usize * s.scratch_panel;
+        Ok(Prepared { numbers, panels, instances: instances(panels), scratch: s.scratch_fixed + panels as usize * s.scratch_panel })
+    }
+    /// Runs the kernel on memory.
+    ///
+    /// # Safety
+    /// `buffers` are the signature's, in order, each dense, of its dtype and of its shape under the sizes of `prepared`, which this kernel
+    /// made; outputs overlap nothing.
+    pub unsafe fn launch_prepared(&self, pool: &Pool, buffers: &[*mut u8], prepared: &Prepared) {
         struct Shared<'a>(&'a [*mut u8]);
         // SAFETY: the kernel's instances write disjoint elements; that is the meaning of the grid.
         unsafe impl Sync for Shared<'_> {}
-        let (shared, entry) = (Shared(buffers), self.entry);
+        let (shared, entry, panels, numbers) = (Shared(buffers), self.entry, prepared.panels, &prepared.numbers);
         let shared = &shared;
-        pool.run(instances(panels), scratch, &|program, scratch| {
+        pool.run(prepared.instances, prepared.scratch, &|program, scratch| {
             let shared: &Shared = shared;
-            // SAFETY: `launch_raw`'s contract, and scratch of the signature's size from the pool.
+            // SAFETY: `launch_prepared`'s contract, and scratch of the signature's size from the pool.
             unsafe { entry(shared.0.as_ptr(), numbers.as_ptr(), scratch, program, panels) }
         });
-        Ok(())
     }
     fn dim(&self, d: &Name, dims: &Bindings) -> Result<i64, Error> {
         dims.get(d).copied().ok_or_else(|| Error::new(format!("kernel `{}`: dimension `{d}` has no number", self.artifact.signature.symbol)))

@@ -6,4 +6,5 @@ pub mod cpu;
 pub mod cuda;
 pub mod memory;
 pub mod pack;
+pub mod plan;
 pub mod sim;

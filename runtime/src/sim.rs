@@ -40,6 +40,7 @@ mod count;
 mod decode;
 mod fault;
 mod float;
+mod kernel;
 mod lanes;
 mod matrix;
 mod memory;

@@ -84,6 +84,7 @@ pub fn scores_program(p: &Value, results: &[&str]) -> String {
 }
 
 /// `g`, simplified and fused, on the tile interpreter, with dots as matrix units round them.
+#[allow(dead_code)] // Tests of GPU code do without.
 pub fn on_interp(g: &Function, inputs: &Fields, dims: &Bindings, dtype: DType) -> BTreeMap<Name, Tensor> {
     let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let options = Options { dims: dims.clone(), compute, storage: dtype, operands: dtype, lanes: 16, rows: 4, stream: 16, matmul: (8, 16), ..Options::default() };

@@ -4,6 +4,8 @@
 //! kernels read; what changes from run to run (latents, times, tangents, cotangents) is given to [`Program::run`].
 
 #[cfg(feature = "jit")]
+mod cpu;
+#[cfg(feature = "jit")]
 pub mod kernels;
 
 use ir::dim::{Bindings, Name};
@@ -11,7 +13,9 @@ use ir::graph::Function;
 use ir::reference::evaluate;
 use ir::tensor::Tensor;
 use ir::types::{DType, Type};
-use passes::ad::Transform;
+pub use passes::ad::{Checkpoint, Transform};
+use runtime::plan::Plan;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The machine.
@@ -22,16 +26,6 @@ pub enum On {
     /// Compiled for this CPU.
     #[default]
     Cpu,
-}
-
-/// What reverse mode keeps of a call between forward and backward.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Checkpoint {
-    /// Residuals, so that nothing but what is larger than any parameter or result is computed twice.
-    #[default]
-    Residuals,
-    /// The operands only: the backward of a call computes its forward again.
-    Operands,
 }
 
 /// How a program is compiled and run.
@@ -88,7 +82,7 @@ impl Program {
     pub fn new(f: &Function, transforms: &[Transform], dims: &Bindings, options: &Options) -> Result<Program, String> {
         let mut f = f.clone();
         for t in transforms {
-            f = t.apply(&f)?;
+            f = t.apply_with(&f, options.checkpoint)?;
         }
         let field = |p: &ir::graph::Port| {
             let ty = f.ty(p.var).clone();
@@ -134,7 +128,7 @@ impl Program {
             Machine::Cpu(c) => c.kernels(),
         }
     }
-    /// Bytes that a run takes beside parameters and results, known before it runs; 0 on the reference evaluator, which does not say.
+    /// Bytes of parameters, results and what lies between them, known before anything runs; 0 on the reference evaluator, which does not say.
     pub fn peak_bytes(&self) -> usize {
         match &self.machine {
             Machine::Reference(_) => 0,
@@ -143,17 +137,42 @@ impl Program {
         }
     }
 
+    /// The plan: launches, and where everything lies; `None` on the reference evaluator.
+    pub fn plan(&self) -> Option<&Plan> {
+        match &self.machine {
+            Machine::Reference(_) => None,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => Some(c.plan()),
+        }
+    }
+
     /// Keeps `value` as the parameter `name`, for all runs until it is set again.
     ///
     /// # Errors
     /// A name that is no parameter; a shape that is not the parameter's: both sides.
     pub fn set(&mut self, name: &str, value: &Tensor) -> Result<(), String> {
-        let t = self.fit(name, value)?;
+        let t = self.fit(name, value)?.into_owned();
         self.kept.insert(name.into(), t);
         Ok(())
     }
+    /// [`Program::set`] without a copy, where the tensor has the type that is read already.
+    ///
+    /// # Errors
+    /// Those of [`Program::set`].
+    pub fn give(&mut self, name: &str, value: Tensor) -> Result<(), String> {
+        let t = match self.fit(name, &value)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(t) => Some(t),
+        };
+        self.kept.insert(name.into(), t.unwrap_or(value));
+        Ok(())
+    }
+    /// What is kept as the parameter `name`, as the machine reads it.
+    pub fn kept(&self, name: &str) -> Option<&Tensor> {
+        self.kept.get(name)
+    }
     /// `value` as the machine reads parameter `name`.
-    fn fit(&self, name: &str, value: &Tensor) -> Result<Tensor, String> {
+    fn fit<'a>(&self, name: &str, value: &'a Tensor) -> Result<Cow<'a, Tensor>, String> {
         let p = self.params.iter().find(|p| *p.name == *name).ok_or_else(|| {
             let names: Vec<&str> = self.params.iter().map(|p| &*p.name).take(16).collect();
             format!("`{}` has no parameter `{name}`; it has {}{}", self.f.name, names.join(", "), if self.params.len() > 16 { ", …" } else { "" })
@@ -164,11 +183,12 @@ impl Program {
         if value.dtype().is_float() != p.ty.dtype.is_float() {
             return Err(format!("parameter `{name}` of `{}` is {}, but the tensor is {}", self.f.name, p.ty, value.dtype()));
         }
+        let as_type = |d: DType| if value.dtype() == d { Cow::Borrowed(value) } else { Cow::Owned(value.convert(d)) };
         Ok(match &self.machine {
-            Machine::Reference(d) if p.ty.dtype.is_float() => value.convert(*d).convert(DType::F64),
-            Machine::Reference(_) => value.convert(p.ty.dtype),
+            Machine::Reference(d) if p.ty.dtype.is_float() && *d != DType::F64 => Cow::Owned(value.convert(*d).convert(DType::F64)),
+            Machine::Reference(_) => as_type(if p.ty.dtype.is_float() { DType::F64 } else { p.ty.dtype }),
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => value.convert(c.stored(name).unwrap_or(p.ty.dtype)),
+            Machine::Cpu(c) => as_type(c.stored(name).unwrap_or(p.ty.dtype)),
         })
     }
 
@@ -183,7 +203,7 @@ impl Program {
         }
         let mut inputs = vec![];
         for p in &self.params {
-            inputs.push(own.get(&p.name).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))?);
+            inputs.push(own.get(&p.name).map(|t| &**t).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))?);
         }
         let out = match &self.machine {
             Machine::Reference(_) => {
@@ -191,64 +211,8 @@ impl Program {
                 evaluate(&self.f, &inputs, &self.dims).map_err(|e| e.to_string())?
             }
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.run(&self.f, &inputs, &self.dims)?,
+            Machine::Cpu(c) => c.run(&inputs)?,
         };
         Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
-    }
-}
-
-#[cfg(feature = "jit")]
-mod cpu {
-    //! A program compiled for this CPU.
-
-    use super::{Options, kernels};
-    use ir::diagnostic::Error;
-    use ir::dim::{Bindings, Name};
-    use ir::graph::Function;
-    use ir::tensor::Tensor;
-    use ir::tile::{Access, sequence};
-    use ir::types::DType;
-    use runtime::cache::Cache;
-    use runtime::cpu::{Kernel, Pool};
-    use std::collections::BTreeMap;
-
-    pub struct Cpu {
-        fused: passes::fuse::Fused,
-        kernels: Vec<Kernel>,
-        pool: Pool,
-    }
-
-    impl Cpu {
-        pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
-            let simple = passes::simplify::simplify(f).map_err(|e| e.to_string())?.function;
-            passes::verify(&simple, "simplify")?;
-            let fused = passes::fuse::fuse(&simple, &passes::fuse::Options::cpu(dims, options.dtype)).map_err(|e| e.to_string())?;
-            let target = codegen::Target::host().map_err(|e| e.to_string())?;
-            let kernels = kernels::compile(&fused.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
-            Ok(Cpu { fused, kernels, pool: options.threads.map_or_else(Pool::from_env, Pool::new) })
-        }
-        pub fn launches(&self) -> usize {
-            self.kernels.len()
-        }
-        pub fn kernels(&self) -> usize {
-            self.kernels.len()
-        }
-        pub fn peak_bytes(&self) -> usize {
-            0
-        }
-        /// The type in which a parameter is read; `None` if nothing reads it.
-        pub fn stored(&self, name: &str) -> Option<DType> {
-            self.fused.programs.iter().flat_map(|p| &p.buffers).find(|b| b.access == Access::Input && *b.name == *name).map(|b| b.dtype)
-        }
-        pub fn run(&self, f: &Function, inputs: &[&Tensor], dims: &Bindings) -> Result<Vec<Tensor>, String> {
-            let mut tensors: BTreeMap<Name, Tensor> = f.params.iter().map(|p| p.name.clone()).zip(inputs.iter().copied().cloned()).collect();
-            let mut kernels = self.kernels.iter();
-            let mut launch = |p: &ir::tile::Program, d: &Bindings, x: &[Tensor]| {
-                let k = kernels.next().ok_or_else(|| Error::new(format!("{}: no kernel was compiled", p.name)))?;
-                k.launch(&self.pool, &x.iter().collect::<Vec<_>>(), d)
-            };
-            sequence::run(&self.fused.programs, &mut tensors, dims, &mut launch).map_err(|e| e.to_string())?;
-            f.results.iter().map(|r| tensors.remove(&r.name).ok_or_else(|| format!("result `{}` was not computed", r.name))).collect()
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Times at which samplers evaluate the network.
+//! Samplers, and the times at which they evaluate the network.
 //!
 //! * Few-step consistency sampling (rCM, section 5): from `atan σ_max` through fixed times in the middle to 0. After each step the sample
 //!   is `cos τ'·x̂₀ + sin τ'·ε` with new noise.
@@ -6,7 +6,20 @@
 //!   (Karras et al. 2022, arXiv 2206.00364): uniform in `σ^(1/ρ)`.
 //! * Discrete consistency training: neighbours of the shifted uniform grid of N steps.
 
+mod euler;
+mod few;
+mod unipc;
+
+pub use euler::euler;
+pub use few::{Between, Clock, few};
+pub use unipc::unipc;
+
+use crate::rows::Rows;
 use crate::time::{Flow, Sigma, Trig};
+use ir::diagnostic::Error;
+
+/// A network as samplers see it: the velocity of samples that are all at time u, guided or not.
+pub type Velocity<'a> = dyn FnMut(&Rows, f64) -> Result<Rows, Error> + 'a;
 
 /// Times in the middle that rCM's paper uses, for up to four steps.
 pub const PAPER: [f64; 3] = [1.3, 1.0, 0.6];

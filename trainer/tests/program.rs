@@ -37,3 +37,65 @@ fn kept_and_given_parameters_meet_on_every_machine() {
         assert!(relative_error(&all[1][n], want) < 1e-12, "{n}");
     }
 }
+
+/// Blocks with an inner function, their weights stacked in a parameter.
+const NETWORK: &str = "
+fn net(x: f32[N,D=8], c: f32[D=8], w: f32[L=3,F=16,D=8], v: f32[L=3,D=8,F=16]) -> (y: f32[N,D=8], first: f32[N,D=8]) {
+  e = tanh(c) + 1
+  a = call(block, y, x, e, index(w, L, 0), index(v, L, 0))
+  b = call(block, y, a, e, index(w, L, 1), index(v, L, 1))
+  y = call(block, y, b, e, index(w, L, 2), index(v, L, 2)) * 2
+  first = a
+}
+fn block(x: f32[N,D=8], c: f32[D=8], w: f32[F=16,D=8], v: f32[D=8,F=16]) -> (y: f32[N,D=8], norm: f32[N]) {
+  norm = rsqrt(reduce_sum(x * x, d) + 1)
+  z = x * norm * c
+  k = rename(z, N -> M=N)
+  o = mix(z, k)
+  h = gelu(contract(\"nd,fd->nf\", z + o, w))
+  y = x + contract(\"nf,df->nd\", h, v)
+}
+fn mix(z: f32[N,D=8], k: f32[M=N,D=8]) -> (o: f32[N,D=8]) {
+  s = contract(\"nd,md->nm\", z, k)
+  o = contract(\"nm,md->nd\", softmax(s, m), k)
+}
+";
+
+fn names(list: &str) -> Vec<ir::dim::Name> {
+    list.split(',').map(Into::into).collect()
+}
+
+#[test]
+fn calls_run_as_planned() {
+    use trainer::program::Checkpoint::{Operands, Residuals};
+    let f = &ir::text::parse(NETWORK).unwrap_or_else(|e| panic!("{}", e[0])).functions[0];
+    let dims: Bindings = [("N".into(), 37)].into();
+    let all = "x,c,w,v";
+    let both = "x,c,w,v,x.t,c.t,w.t,v.t";
+    let (jvp, vjp) = (|l: &str| Transform::Jvp(names(l)), |l: &str| Transform::Vjp(names(l)));
+    let chains = [(vec![], 3), (vec![jvp(all)], 3), (vec![jvp("x")], 3), (vec![vjp(all)], 6), (vec![jvp("x,c"), vjp("x,c,w,v,x.t,c.t")], 6), (vec![vjp("x,w"), jvp("x,w,y.ct")], 6), (vec![jvp(all), vjp(both)], 6)];
+    for (transforms, calls) in chains {
+        for checkpoint in [Residuals, Operands] {
+            let make = |on| Program::new(f, &transforms, &dims, &Options { on, dtype: DType::F64, checkpoint, threads: Some(2) }).unwrap_or_else(|e| panic!("{e}"));
+            let (reference, cpu) = (make(On::Reference), make(On::Cpu));
+            let inputs: Vec<(String, Tensor)> = reference.params().iter().enumerate().map(|(i, p)| (p.name.to_string(), draw(&p.shape, i as u64))).collect();
+            let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            let want = reference.run(&given).unwrap();
+            for _ in 0..2 {
+                let got = cpu.run(&given).unwrap();
+                for (n, want) in &want {
+                    let e = relative_error(&got[n], want);
+                    assert!(e < 1e-11, "{transforms:?} {checkpoint:?} {n}: {e:e}");
+                }
+            }
+            // A layer costs no kernel of its own, and stacked weights are read where they are.
+            assert!(cpu.launches() > cpu.kernels() && cpu.launches() >= 2 * calls, "{transforms:?}: {} launches of {} kernels", cpu.launches(), cpu.kernels());
+            let plan = cpu.plan().unwrap();
+            assert!(plan.arena as f64 <= 1.1 * plan.bound as f64, "{transforms:?}: {} bytes, {} live at once", plan.arena, plan.bound);
+            let text = |b: &runtime::plan::Buffer| format!("{} {:?}", b.name, b.shape);
+            let copies: Vec<String> = plan.buffers.iter().filter(|b| matches!(b.home, runtime::plan::Home::Arena(_)) && b.shape == [16, 8] && !b.name.contains(".ct")).map(text).collect();
+            let backward = transforms.iter().any(|t| matches!(t, Transform::Vjp(_)));
+            assert!(copies.is_empty() || backward, "{transforms:?}: {copies:?}");
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! The writer: what all parts of a kernel share. Thread coordinates, run-time sizes, addresses, values.
 
 use super::layout::Lanes;
-use super::plan::{Plan, Rank};
+use super::plan::{Plan, Rank, gcd};
 use super::value::{Body, Value};
+use super::warpgroup::Flight;
 use crate::Error;
 use crate::text::{Text, Ty};
 use ir::dim::{Dim, Name};
@@ -32,6 +33,8 @@ pub(super) struct Emit<'p> {
     /// Sizes may be assumed to be multiples of what vectors need; which then must be checked is in `assumed`.
     pub fast: bool,
     pub assumed: BTreeSet<(Dim, i64)>,
+    /// Of kernels by warpgroups.
+    pub flight: Flight,
     /// Column slots that are being worked on, of one axis: first, and how many.
     pub window: Option<(AxisId, usize, usize)>,
     dims: Vec<Name>,
@@ -64,6 +67,7 @@ impl<'p> Emit<'p> {
             exchanged: false,
             fast,
             assumed: BTreeSet::new(),
+            flight: Flight::default(),
             window: None,
             dims: plan.p.dims(),
         }
@@ -129,7 +133,13 @@ impl<'p> Emit<'p> {
         self.t.op(format_args!("llvm.call_intrinsic \"{name}\"({}) : ({tys}) -> {ty}", args.join(", ")))
     }
     pub fn barrier(&mut self) {
-        self.t.line("nvvm.barrier0");
+        if self.plan.ring.is_some() {
+            // Of those that hold rows: the others have left, or are busy copying.
+            let (id, n) = (self.k(8), self.k(self.plan.fragment.threads() as i64));
+            self.t.line(format_args!("nvvm.barrier id = {id} number_of_threads = {n}"));
+        } else {
+            self.t.line("nvvm.barrier0");
+        }
         self.exchanged = false;
     }
 
@@ -250,7 +260,7 @@ impl<'p> Emit<'p> {
     pub fn vector(&mut self, strides: &[Dim], most: usize, free: bool) -> usize {
         let mut w = most.max(1);
         while w > 1 {
-            let known = |d: &Dim| self.divisor(d) % w as i64 == 0;
+            let known = |d: &Dim| self.plan.divisor(d) % w as i64 == 0;
             let wrong = strides.iter().any(|d| d.as_fixed().is_some() && !known(d));
             let unknown: Vec<Dim> = strides.iter().filter(|d| !known(d)).cloned().collect();
             if !wrong && (unknown.is_empty() || (self.fast && free)) {
@@ -261,25 +271,6 @@ impl<'p> Emit<'p> {
         }
         1
     }
-    /// A number that the size is a multiple of, whatever the names stand for.
-    fn divisor(&self, d: &Dim) -> i64 {
-        let mut all = 0;
-        for (num, den, powers) in d.monomials() {
-            // `H/G` is whole if it is an axis' size.
-            let below: Vec<_> = powers.iter().filter(|(_, p)| *p < 0).collect();
-            let whole = below.is_empty()
-                || self.plan.p.axes.iter().any(|a| {
-                    let m: Vec<_> = a.size.monomials().collect();
-                    matches!(m.as_slice(), [(1, 1, p)] if below.iter().all(|b| p.contains(b)) && p.iter().all(|x| x.1 < 0 || powers.iter().any(|y| y.0 == x.0 && y.1 >= x.1)))
-                });
-            if den != 1 || !whole {
-                return 1;
-            }
-            all = gcd(all, num);
-        }
-        if all == 0 { 1 << 20 } else { all }
-    }
-
     // Memory.
 
     /// The address of a view's first element: grid axes at the instance's index, `at` axes at their tile's start.
@@ -347,7 +338,8 @@ impl<'p> Emit<'p> {
 
     // Values.
 
-    pub fn get(&self, v: ValueId) -> Result<Value, Error> {
+    pub fn get(&mut self, v: ValueId) -> Result<Value, Error> {
+        self.land(v);
         self.env[v.index()].clone().ok_or_else(|| Error::Internal(format!("{}: value {} has no registers", self.plan.p.name, v.0)))
     }
     /// The value in registers, or a number.
@@ -420,8 +412,4 @@ pub(super) fn memory_type(d: DType) -> &'static str {
         DType::I32 => "i32",
         DType::Bool => "i8",
     }
-}
-
-pub(super) fn gcd(a: i64, b: i64) -> i64 {
-    if b == 0 { a.abs() } else { gcd(b, a % b) }
 }

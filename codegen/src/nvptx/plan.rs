@@ -4,11 +4,13 @@
 //! Every value is a tile over at most the row axis and one column axis, in registers; only operands of matrix products may have two
 //! column axes, and those are loads, which stand in shared memory.
 
+use super::axes;
 use super::factor::moved;
-use super::layout::{Fragment, Tile};
+use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
 use crate::target::GpuTarget;
+use ir::dim::Dim;
 use ir::tile::{AxisId, Carry, Constraint, Op, Program, Role, Stmt, ValueId, View};
 use ir::types::DType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,10 +58,45 @@ pub enum Step {
     Let(ValueId, Op),
     /// Matrix products over the same axes; they share operands.
     Products(Vec<ValueId>),
+    /// Matrix products of warpgroups: issued here, done when something reads them.
+    Issue(Issue),
     /// A streamed loop.
     For(Stream),
     /// Writes a value.
     Store(View, ValueId),
+}
+
+/// Products that are issued together.
+#[derive(Clone, Debug)]
+pub struct Issue {
+    /// In the order in which their results are read.
+    pub parts: Vec<Part>,
+    /// Groups of the ring that must have arrived.
+    pub waits: Vec<usize>,
+    /// Groups of the ring that nothing in the tile reads after this.
+    pub releases: Vec<usize>,
+}
+
+/// Some of a dot's terms.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The dot.
+    pub value: ValueId,
+    /// Left and right operands.
+    pub terms: Vec<(ValueId, ValueId)>,
+    /// These are its first: they start from what the dot starts from.
+    pub starts: bool,
+}
+
+/// How warpgroups come by their operands: tiles in a ring of stages, filled in bulk by one thread.
+#[derive(Clone, Default, Debug)]
+pub struct Ring {
+    /// Tiles that are there once.
+    pub outer: Vec<ValueId>,
+    /// Tiles of the loop: those that the same statements read first and last are filled and released together. In the order of first use.
+    pub groups: Vec<Vec<ValueId>>,
+    /// First byte of the barrier objects: one for `outer`, then per stage and group one that says full and one that says empty.
+    pub barriers: usize,
 }
 
 /// A streamed loop.
@@ -126,9 +163,11 @@ pub struct Plan {
     pub shared: [usize; 3],
     /// First byte of the room for sums across warps.
     pub exchange: usize,
+    /// Of kernels by warpgroups.
+    pub ring: Option<Ring>,
 }
 
-fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
+pub(super) fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
     for s in body {
         f(s);
         if let Stmt::For(l) = s {
@@ -154,6 +193,10 @@ fn show(p: &Program, v: ValueId) -> String {
 /// The axes that a store walks in one instance.
 pub fn stored(p: &Program, view: &View) -> Vec<AxisId> {
     view.strides.iter().map(|(a, _)| *a).filter(|a| p.axis(*a).role != Role::Grid).collect()
+}
+
+pub(super) fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a.abs() } else { gcd(b, a % b) }
 }
 
 /// The rank of a value over `axes` if rows lie along `rows`.
@@ -239,8 +282,23 @@ fn classify(p: &Program, rows: Option<AxisId>) -> Result<BTreeMap<ValueId, Dot>,
 /// What [`roles`] decides: the program in a form that suits the row axis, that axis, and how each dot is computed.
 pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
 
-/// The row axis, and how each dot is then computed.
+/// The row axis, and how each dot is then computed; axes that have no place are taken out first, where they can be.
 pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
+    let mut form = axes::merged(p);
+    let mut first = None;
+    loop {
+        match roles_of(&form) {
+            Ok(r) => return Ok(r),
+            Err(e) => _ = first.get_or_insert(e),
+        }
+        match axes::written_out(&form) {
+            Some(p) => form = p,
+            None => return first.map_or_else(|| roles_of(p), Err),
+        }
+    }
+}
+
+fn roles_of(p: &Program) -> Result<Roles, Error> {
     let blocks: Vec<AxisId> = (0..p.axes.len() as u32).map(AxisId).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect();
     // The axis along which results lie side by side is better a column.
     let side_by_side = |a: AxisId| {
@@ -307,7 +365,7 @@ impl Plan {
         if fragment.threads() > target.threads_per_block {
             return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));
         }
-        if !fragment.threads().is_power_of_two() {
+        if !fragment.threads().is_power_of_two() && !schedule.warpgroups {
             return bad(format!("a block must have a power of two of threads, not {}", fragment.threads()));
         }
         if tensor && (fragment.lanes, fragment.vector, fragment.rows % 2) != (4, 2, 0) {
@@ -335,12 +393,15 @@ impl Plan {
         let mut plan = Plan {
             schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
             inits: BTreeMap::new(), staged: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
-            body: vec![], shared: [0; 3], exchange: 0, p,
+            body: vec![], shared: [0; 3], exchange: 0, ring: None, p,
         };
         plan.uses();
         let body = plan.p.body.clone();
         plan.stage(&body)?;
         plan.body = plan.steps(&body);
+        if schedule.warpgroups {
+            super::warpgroup::arrange(&mut plan, target)?;
+        }
         let bytes = plan.shared[2];
         if bytes > target.shared_per_block {
             return Err(refused(&plan.p, &format!("the schedule needs {bytes} bytes of shared memory, but a block of {} has {}", target.name, target.shared_per_block)));
@@ -368,9 +429,32 @@ impl Plan {
     pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {
         self.tensor && self.fragment.warps[1] == 2 && self.split != Some(n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())
     }
+    /// Threads that hold rows, and those that copy for them.
+    pub fn threads(&self) -> usize {
+        self.fragment.threads() + if self.ring.is_some() { 128 } else { 0 }
+    }
     /// What operands of matrix products are in shared memory.
     pub fn operand(&self) -> DType {
         if self.tensor { self.p.operands } else { DType::F32 }
+    }
+
+    /// A number that the size is a multiple of, whatever the names stand for.
+    pub fn divisor(&self, d: &Dim) -> i64 {
+        let mut all = 0;
+        for (num, den, powers) in d.monomials() {
+            // `H/G` is whole if it is an axis' size.
+            let below: Vec<_> = powers.iter().filter(|(_, p)| *p < 0).collect();
+            let whole = below.is_empty()
+                || self.p.axes.iter().any(|a| {
+                    let m: Vec<_> = a.size.monomials().collect();
+                    matches!(m.as_slice(), [(1, 1, p)] if below.iter().all(|b| p.contains(b)) && p.iter().all(|x| x.1 < 0 || powers.iter().any(|y| y.0 == x.0 && y.1 >= x.1)))
+                });
+            if den != 1 || !whole {
+                return 1;
+            }
+            all = gcd(all, num);
+        }
+        if all == 0 { 1 << 20 } else { all }
     }
 
     fn uses(&mut self) {
@@ -438,6 +522,8 @@ impl Plan {
                 let contiguous = axes.iter().position(|a| view.stride(*a).is_some_and(|s| s.is_one())).unwrap_or(1);
                 let axes = [axes[1 - contiguous], axes[contiguous]];
                 let [r, c] = axes.map(|a| self.p.axis(a).extent().next_multiple_of(granule));
+                // Descriptors of warpgroups know whole panels.
+                let c = if self.schedule.warpgroups { c.next_multiple_of(PANEL / elem) } else { c };
                 self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor }, at: 0 });
             }
         }
@@ -546,6 +632,7 @@ impl Plan {
                     Step::Let(v, _) => (reads(&body[defined[v]]), vec![*v]),
                     Step::Products(vs) => (vs.iter().flat_map(|v| reads(&body[defined[v]])).collect(), vs.clone()),
                     Step::Store(_, v) => (vec![*v], vec![]),
+                    Step::Issue(_) => continue,
                     Step::For(l) => (l.carries.first().map_or(vec![], |c| reads(&body[defined[&c.after]])), l.carries.iter().map(|c| c.after).collect()),
                 };
                 if read.iter().any(|v| open.contains(v) && !(there(v) && matches!(s, Step::Products(_)))) {

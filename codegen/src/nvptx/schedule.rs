@@ -23,13 +23,19 @@ pub struct Schedule {
     pub fragment: Fragment,
     /// Blocks that are to fit on a multiprocessor: limits registers.
     pub blocks: usize,
+    /// Matrix products are those of warpgroups, on tiles that a warpgroup more copies in bulk; else those of warps.
+    pub warpgroups: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1 }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false }
+    }
+    /// `groups` warpgroups of 64 rows each (sm_90a).
+    pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
+        Schedule { warpgroups: true, ..Schedule::tensor(64 * groups, cols, stream, [4 * groups, 1], stages) }
     }
 }
 
@@ -38,6 +44,17 @@ impl Schedule {
 /// # Errors
 /// No schedule fits, or the program has no form on GPUs.
 pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
+    if let Some(s) = by_warpgroups(p, target)? {
+        return Ok(s);
+    }
+    default_by_warps(p, target)
+}
+
+/// The same among kernels whose matrix products are those of warps, which every target has.
+///
+/// # Errors
+/// Those of [`default_schedule`].
+pub fn default_by_warps(p: &Program, target: &GpuTarget) -> Result<Schedule, Error> {
     let mut why = None;
     let mut best: Option<(f64, Schedule)> = None;
     // If the estimate says that none fits, the one that needs least.
@@ -61,6 +78,89 @@ pub fn default_schedule(p: &Program, target: &GpuTarget) -> Result<Schedule, Err
         }
     }
     best.map(|b| b.1).or(least.map(|l| l.1)).ok_or_else(|| why.unwrap_or_else(|| Error::Internal("no candidates".into())))
+}
+
+/// The cheapest by warpgroups, if the program has a form by them that fits.
+fn by_warpgroups(p: &Program, target: &GpuTarget) -> Result<Option<Schedule>, Error> {
+    let (_, rows, dots) = roles(p)?;
+    if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
+        return Ok(None);
+    }
+    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
+    let mut best: Option<(f64, Schedule)> = None;
+    for groups in [2, 3, 1] {
+        for stream in (1..=16).rev().map(|n| 16 * n) {
+            for cols in if two_blocks { vec![256, 192, 128, 64, 32] } else { vec![32] } {
+                for stages in [2, 3, 4] {
+                    if two_blocks && stream % 64 != 0 {
+                        continue;
+                    }
+                    let s = Schedule::warpgroups(groups, cols, stream, stages);
+                    let Ok(plan) = Plan::new(p, target, &s) else { continue };
+                    let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
+                    if registers(&plan) > most {
+                        continue;
+                    }
+                    let cost = cost_by_warpgroups(&plan);
+                    if best.as_ref().is_none_or(|b| cost < b.0) {
+                        best = Some((cost, s));
+                    }
+                }
+            }
+        }
+    }
+    Ok(best.map(|b| b.1))
+}
+
+/// Clocks of a multiprocessor per element of the iteration space of the loop: tensor cores (2048 fused multiply-adds a clock), 128 bytes
+/// of shared memory a clock, one instruction a clock and warp scheduler, and what a tile costs by itself. A model, not a measurement.
+fn cost_by_warpgroups(plan: &Plan) -> f64 {
+    let groups = (plan.fragment.threads() / 128) as f64;
+    let mut total = 0.0;
+    for step in &plan.body {
+        let Step::For(l) = step else { continue };
+        let (mut tensor, mut shared, mut issue, mut columns) = (0.0, 0.0, 0.0, 1);
+        for s in &l.body {
+            match s {
+                Step::Issue(x) => {
+                    for p in &x.parts {
+                        let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
+                        let slices = plan.p.axis(*k).extent().div_ceil(16) as f64;
+                        let n_cols = plan.fragment.span(plan.slots[n.index()]);
+                        if matches!(plan.p.axis(*n).role, Role::Block(_)) {
+                            columns = n_cols;
+                        }
+                        for (left, _) in &p.terms {
+                            tensor += slices * n_cols as f64 / 2.0;
+                            shared += slices * (n_cols as f64 / 4.0 + if plan.staged.contains_key(left) { 16.0 } else { 0.0 });
+                        }
+                        if p.starts {
+                            issue += (plan.inits[&p.value].iter().flatten().count() * plan.fragment.rows * plan.slots[n.index()]) as f64;
+                        }
+                    }
+                }
+                Step::Let(v, Op::Map(e, _)) => {
+                    let (r, c) = plan.shape(plan.rank(*v));
+                    issue += (r * c) as f64 * if *e == ir::prim::Elementwise::Exp { 8.0 } else { 1.0 };
+                }
+                Step::Let(v, Op::Reduce(_, x, _)) => {
+                    let (r, c) = plan.shape(plan.rank(*x));
+                    let _ = v;
+                    issue += (r * c + 20) as f64;
+                }
+                _ => {}
+            }
+        }
+        let (tensor, shared, issue) = (groups * tensor, groups * shared + plan.shared[1] as f64 / 128.0, groups * issue);
+        // A single stage copies while nothing multiplies; more warpgroups hide each other's elementwise work.
+        let alone = if groups < 2.0 { 1.0 } else { 0.25 };
+        let mut clocks = tensor.max(shared).max(issue) + alone * issue + 150.0;
+        if plan.schedule.stages == 1 {
+            clocks *= 1.2;
+        }
+        total += clocks / (plan.schedule.rows * columns * plan.p.axis(l.axis).extent()) as f64;
+    }
+    total
 }
 
 /// Clocks of a multiprocessor per element of the iteration space, in loops of matrix products; 0 for everything else, where the first
@@ -141,7 +241,8 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
 
 /// Schedules, the best first.
 fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
-    let (_, rows, dots) = roles(p)?;
+    let (p, rows, dots) = roles(p)?;
+    let p = &p;
     let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
     let tensor = matrix && p.operands != DType::F32;
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
@@ -174,12 +275,12 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1 });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1 });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false });
             }
         }
         return Ok(out);
@@ -208,9 +309,9 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1 });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1 });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false });
     Ok(out)
 }
 
@@ -243,6 +344,8 @@ pub fn registers(plan: &Plan) -> usize {
         };
         operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
     };
+    // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
+    let others = if plan.ring.is_some() { 28 } else { 44 };
     let mut most = 0;
     for s in &plan.body {
         match s {
@@ -273,6 +376,14 @@ pub fn registers(plan: &Plan) -> usize {
                                 }
                             }
                         }
+                        Step::Issue(x) => {
+                            for p in &x.parts {
+                                if p.starts {
+                                    plan.inits[&p.value].iter().flatten().for_each(|v| read(v, false));
+                                }
+                                p.terms.iter().for_each(|(l, _)| read(l, true));
+                            }
+                        }
                         Step::Store(_, v) => read(v, false),
                         Step::For(_) => {}
                     }
@@ -280,6 +391,7 @@ pub fn registers(plan: &Plan) -> usize {
                         Step::Let(v, _) if plan.staged.contains_key(v) && !plan.in_registers.contains(v) || plan.direct.contains(v) => {}
                         Step::Let(v, _) => _ = lives.insert(*v, [i, i, i]),
                         Step::Products(vs) => vs.iter().for_each(|v| _ = lives.insert(*v, [i, i, i])),
+                        Step::Issue(x) => x.parts.iter().filter(|p| p.starts).for_each(|p| _ = lives.insert(p.value, [i, i, i])),
                         _ => {}
                     }
                 }
@@ -296,11 +408,12 @@ pub fn registers(plan: &Plan) -> usize {
                     };
                     let own = match s {
                         Step::Products(vs) => fragments(vs) + vs.iter().filter(|v| plan.inits[*v].is_empty()).map(|v| size(*v)).sum::<usize>(),
+                        Step::Issue(x) => x.parts.iter().filter(|p| p.starts && plan.inits[&p.value].is_empty()).map(|p| size(p.value)).sum(),
                         // Two addresses per element.
                         Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => 5 * size(*v),
                         _ => 0,
                     };
-                    most = most.max(alive(i) + own + 44);
+                    most = most.max(alive(i) + own + others);
                 }
             }
             Step::Products(vs) => most = most.max(fragments(vs) + vs.iter().map(|v| size(*v)).sum::<usize>() + 44),

@@ -44,13 +44,16 @@ impl Emit<'_> {
         }
         let last = plan.body.iter().rposition(|s| !matches!(s, Step::Store(..) | Step::Let(_, Op::Map(..) | Op::Load(_) | Op::Const(_) | Op::Size(_) | Op::Position(_))));
         let (before, after) = plan.body.split_at(last.map_or(0, |i| i + 1));
+        if plan.ring.is_some() {
+            return self.by_warpgroups(before, after);
+        }
         self.steps(before)?;
         self.in_windows(after)
     }
 
     /// Elementwise statements at the end, a few column slots at a time: each window is computed and stored before the next, so
     /// that few intermediate values are in registers.
-    fn in_windows(&mut self, steps: &[Step]) -> Result<(), Error> {
+    pub fn in_windows(&mut self, steps: &[Step]) -> Result<(), Error> {
         const ELEMENTS: usize = 8;
         let plan = self.plan;
         let rank = |s: &Step| match s {
@@ -109,6 +112,7 @@ impl Emit<'_> {
         steps.iter().try_for_each(|s| match s {
             Step::Let(v, op) => self.let_value(*v, op),
             Step::Products(v) => self.products(v),
+            Step::Issue(i) => self.issue(i),
             Step::Store(view, v) => {
                 let x = self.settled(*v)?;
                 self.store(view, &x)
@@ -146,6 +150,7 @@ impl Emit<'_> {
             Op::Load(view) => {
                 if let Some(s) = plan.staged.get(&v)
                     && !plan.looped.contains(&v)
+                    && plan.ring.is_none()
                 {
                     let base = self.shared_base();
                     let to = self.entry("addi", &base, s.at);
@@ -372,7 +377,7 @@ impl Emit<'_> {
     }
 
     /// First and last tile, plus one, of those that hold something.
-    fn bounds(&mut self, l: &Stream) -> Result<(String, String), Error> {
+    pub fn bounds(&mut self, l: &Stream) -> Result<(String, String), Error> {
         let tile = self.plan.p.axis(l.axis).extent();
         let size = self.size(l.axis)?;
         let zero = self.k(0);
@@ -451,7 +456,8 @@ impl Emit<'_> {
             let x = self.get(c.init)?;
             carried.push((rank, x.dtype, self.spread(&x, rank)));
         }
-        if staged {
+        let ring = staged && plan.ring.is_some();
+        if staged && !ring {
             // A loop before this one may still be read.
             self.barrier();
             for s in 0..stages - 1 {
@@ -463,17 +469,25 @@ impl Emit<'_> {
         let mut names: Vec<String> = carried.iter().flat_map(|c| c.2.clone()).collect();
         let mut types: Vec<String> = carried.iter().flat_map(|c| vec![crate::text::Ty::of(c.1, None).to_string(); c.2.len()]).collect();
         let zero = self.k(0);
-        names.push(zero);
+        // The stage, and in a ring whether it has been gone through an odd number of times.
+        names.push(zero.clone());
         types.push(I32.to_string());
+        if ring {
+            names.push(zero);
+            types.push(I32.to_string());
+        }
         let (i, r) = (self.t.fresh(), self.t.fresh());
         let inside: Vec<String> = names.iter().map(|_| self.t.fresh()).collect();
         let args: Vec<String> = inside.iter().zip(&names).map(|(a, b)| format!("{a} = {b}")).collect();
         let one = self.k(1);
         self.t.line(format_args!("{r}:{} = scf.for {i} = {from} to {to} step {one} iter_args({}) -> ({}) : i32 {{", names.len(), args.join(", "), types.join(", ")));
         let outer = (self.start[l.axis.index()].clone(), self.stage.clone(), self.env.clone(), self.packed.clone(), self.pending);
-        let slot = inside[names.len() - 1].clone();
-        let mut next_slot = slot.clone();
-        if staged {
+        let slot = inside[names.len() - if ring { 2 } else { 1 }].clone();
+        let mut next = vec![slot.clone()];
+        if ring {
+            let phase = inside[names.len() - 1].clone();
+            next = self.enter(&base, &slot, &phase);
+        } else if staged {
             let here = self.ik("muli", &slot, stage_bytes);
             let here = self.i("addi", &base, &here);
             if stages == 1 {
@@ -490,7 +504,7 @@ impl Emit<'_> {
                 let at = self.ik("muli", &before, stage_bytes);
                 let at = self.i("addi", &base, &at);
                 self.prefetch(l, &ahead, &to, &at)?;
-                next_slot = self.wrap(&slot, 1, stages);
+                next = vec![self.wrap(&slot, 1, stages)];
             }
             self.stage = Some(here);
             self.pending = false;
@@ -509,11 +523,14 @@ impl Emit<'_> {
             let x = self.get(c.next)?;
             yields.extend(self.spread(&x, *rank));
         }
-        yields.push(next_slot);
+        if ring {
+            self.leave();
+        }
+        yields.extend(next);
         self.t.line(format_args!("scf.yield {} : {}", yields.join(", "), types.join(", ")));
         self.t.line("}");
         (self.start[l.axis.index()], self.stage, self.env, self.packed, self.pending) = outer;
-        if staged {
+        if staged && !ring {
             self.t.line("nvvm.cp.async.wait.group 0");
         }
         let mut at = 0;
@@ -526,7 +543,7 @@ impl Emit<'_> {
     }
 
     /// `(slot + by) mod stages`
-    fn wrap(&mut self, slot: &str, by: usize, stages: usize) -> String {
+    pub fn wrap(&mut self, slot: &str, by: usize, stages: usize) -> String {
         let x = self.ik("addi", slot, by);
         let k = self.k(stages as i64);
         let over = self.cmp("sge", &x, &k);

@@ -1,10 +1,59 @@
-//! Several block programs in order: buffers are matched by name.
+//! Several block programs in order. In short lists buffers are matched by name; a function with calls is a [`Sequence`], in which one
+//! program is launched many times on different memory.
 
 use super::{Access, Program};
 use crate::diagnostic::Error;
-use crate::dim::{Bindings, Name};
+use crate::dim::{Bindings, Dim, Name};
 use crate::tensor::Tensor;
+use crate::types::DType;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// A function as launches of block programs, in order.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Sequence {
+    /// Distinct programs.
+    pub programs: Vec<Program>,
+    /// Memory: parameters, results, and what lies between.
+    pub memory: Vec<Memory>,
+    /// Per parameter of the function a position in `memory`.
+    pub params: Vec<usize>,
+    /// Per result a position in `memory`, each another one and none of them a parameter's.
+    pub results: Vec<usize>,
+    /// In order.
+    pub launches: Vec<Launch>,
+    /// What was decided and what was refused, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A dense tensor in memory.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    /// What people call it, not necessarily unique.
+    pub name: Name,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: Vec<Dim>,
+}
+
+/// A program, and its buffers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// A position in [`Sequence::programs`].
+    pub program: usize,
+    /// Per buffer of the program.
+    pub buffers: Vec<Place>,
+}
+
+/// Where a buffer starts.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// A position in [`Sequence::memory`].
+    pub memory: usize,
+    /// The first element.
+    pub offset: Dim,
+}
 
 /// Runs `programs` in order on the machine `launch`, which gets a program and its inputs in buffer order and returns its outputs.
 /// `tensors` holds the inputs by name and gets every output; floats are converted to the buffer's type.

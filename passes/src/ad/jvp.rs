@@ -5,17 +5,20 @@
 //! at all, so nothing is ever multiplied by zero. Each new equation says which rule made it.
 
 use super::activity;
+use super::call::{Checkpoint, Derived, groups};
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
 use ir::graph::{Eqn, Function, Var};
-use ir::prim::{Elementwise, Kind, Movement, Prim, ReduceKind};
+use ir::prim::{Call, Elementwise, Kind, Movement, Prim, ReduceKind};
 
 /// The Jacobian-vector product of `f` along the parameters `wrt`.
 ///
 /// The result has `f`'s parameters, then `NAME.t` for each of `wrt`, of its shape; `f`'s results, then `NAME.t` for each
 /// result that depends differentiably on one of `wrt`. Applied twice, suffixes add up: along `q.t` there is `q.t.t`. Where a
 /// name is taken (a second direction along `q`), the suffix of the whole transform is `.t2`, then `.t3`.
+///
+/// A function that is called is derived once for each pattern of operands that move, and gives its results and their tangents in one call.
 ///
 /// # Errors
 /// A name in `wrt` that is no parameter, is named twice, or is not a float; and `wrt` of which no result depends.
@@ -32,6 +35,37 @@ pub type Bend<'a> = &'a dyn Fn(&mut Builder, &Prim, usize, Var) -> Result<Option
 /// # Errors
 /// Those of [`jvp`] and of `bend`.
 pub fn jvp_with(f: &Function, wrt: &[Name], bend: Bend) -> Result<Function, Error> {
+    let mut derived = Derived::new(f, Checkpoint::default());
+    along(f, wrt, Want::All, Mode::Joint, bend, &mut derived).map(|(g, _)| g)
+}
+
+/// Of which results tangents are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Want<'a> {
+    All,
+    Only(&'a [bool]),
+}
+
+impl Want<'_> {
+    pub fn has(self, result: usize) -> bool {
+        match self {
+            Want::All => true,
+            Want::Only(w) => w[result],
+        }
+    }
+}
+
+/// What becomes of a call whose operands move.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Mode {
+    /// One call gives results and tangents.
+    Joint,
+    /// The call stays, and another one, linear in the tangents, gives the tangents.
+    Apart,
+}
+
+/// [`jvp_with`] for some of the results; and per result of `f` the position of its tangent.
+pub(super) fn along(f: &Function, wrt: &[Name], want: Want, mode: Mode, bend: Bend, derived: &mut Derived) -> Result<(Function, Vec<Option<usize>>), Error> {
     let mut seeds = vec![];
     for (i, name) in wrt.iter().enumerate() {
         let names = || f.params.iter().map(|p| &*p.name).collect::<Vec<_>>().join(", ");
@@ -46,14 +80,22 @@ pub fn jvp_with(f: &Function, wrt: &[Name], bend: Bend) -> Result<Function, Erro
         }
         seeds.push(v);
     }
-    let active = activity::active(f, &seeds);
+    let active = activity::active_for(f, &seeds, want);
     if !f.results.iter().any(|r| active[r.var.index()]) {
         return Err(Error::new(format!("jvp: no result of `{}` depends differentiably on {}", f.name, wrt.join(", "))));
     }
 
     let suffix = suffix(f, wrt, &active);
-    let mut b = Builder::extend(f.clone());
-    let results = b.clear_results();
+    let groups = groups(f);
+    let moves = |g: usize| f.eqns.iter().zip(&groups).any(|(e, h)| *h == Some(g) && active[e.out.index()]);
+    // A call that gives its results and their tangents stands behind the tangents of its operands.
+    let woven = mode == Mode::Joint && groups.iter().enumerate().any(|(i, g)| *g == Some(i) && moves(i));
+    let mut b = if woven { Builder::new(f.name.clone()) } else { Builder::extend(f.clone()) };
+    b.clear_results();
+    let mut map: Vec<Var> = (0..f.vars.len() as u32).map(Var).collect();
+    if woven {
+        f.params.iter().for_each(|p| map[p.var.index()] = b.param(p.name.clone(), f.ty(p.var).clone()));
+    }
     let mut tangent: Vec<Option<Var>> = vec![None; f.vars.len()];
     for (v, name) in seeds.iter().zip(wrt) {
         let t = b.param(format!("{name}{suffix}"), f.ty(*v).clone());
@@ -61,7 +103,24 @@ pub fn jvp_with(f: &Function, wrt: &[Name], bend: Bend) -> Result<Function, Erro
             tangent[v.index()] = Some(t);
         }
     }
-    for e in f.eqns.iter().filter(|e| active[e.out.index()]) {
+    let named = |b: &mut Builder, v: Var, t: Option<Var>| {
+        if let (Some(t), Some(name)) = (t, &f.vars[v.index()].name) {
+            b.name(t, format!("{name}{suffix}"));
+        }
+    };
+    for (i, e) in f.eqns.iter().enumerate() {
+        let together = groups[i].filter(|g| moves(*g));
+        let args: Vec<Var> = e.args.iter().map(|a| map[a.index()]).collect();
+        if woven && together.is_none() {
+            (b.origin, b.span) = (e.origin.clone(), e.span);
+            map[e.out.index()] = b.push(e.op.clone(), &args)?;
+            if let Some(n) = &f.vars[e.out.index()].name {
+                b.name(map[e.out.index()], n.clone());
+            }
+        }
+        if together.is_some_and(|g| g != i) || (together.is_none() && !active[e.out.index()]) {
+            continue;
+        }
         b.origin = Some(format!("jvp:{}", e.op.name()).into());
         b.span = e.span;
         let mut t: Vec<Option<Var>> = vec![];
@@ -71,26 +130,55 @@ pub fn jvp_with(f: &Function, wrt: &[Name], bend: Bend) -> Result<Function, Erro
                 None => None,
             });
         }
-        let t = equation(&mut b, f, e, &t)?;
-        if let (Some(t), Some(name)) = (t, &f.vars[e.out.index()].name) {
-            b.name(t, format!("{name}{suffix}"));
+        let Prim::Call(c) = &e.op else {
+            let here = Eqn { out: map[e.out.index()], args, ..e.clone() };
+            let t = equation(&mut b, &here, &t)?;
+            named(&mut b, e.out, t);
+            tangent[e.out.index()] = t;
+            continue;
+        };
+        // All results of the call, at its first equation.
+        let own: Vec<(&Eqn, usize)> = f.eqns.iter().zip(&groups).filter(|(_, g)| **g == Some(i)).filter_map(|(e, _)| if let Prim::Call(c) = &e.op { Some((e, c.result)) } else { None }).collect();
+        let mut wanted = vec![false; c.function.results.len()];
+        own.iter().for_each(|(e, r)| wanted[*r] |= active[e.out.index()]);
+        let depends = activity::dependence(&c.function);
+        let moving: Vec<bool> = t.iter().enumerate().map(|(i, t)| t.is_some() && (0..wanted.len()).any(|r| wanted[r] && depends[r][i])).collect();
+        let callee = if moving.contains(&true) { Some(derived.tangent(&c.function, &moving, &wanted, mode, bend)?) } else { None };
+        let mut all = args.clone();
+        all.extend(callee.iter().flat_map(|g| &g.operands).filter_map(|i| t[*i]));
+        for (e, result) in own {
+            if woven {
+                let (function, args) = callee.as_ref().map_or((&c.function, &args), |g| (&g.function, &all));
+                map[e.out.index()] = b.push(Prim::Call(Call { function: function.clone(), result }), args)?;
+                if let Some(n) = &f.vars[e.out.index()].name {
+                    b.name(map[e.out.index()], n.clone());
+                }
+            }
+            if let Some((g, place)) = callee.as_ref().and_then(|g| g.results[result].map(|p| (g, p))).filter(|_| active[e.out.index()]) {
+                let t = b.push(Prim::Call(Call { function: g.function.clone(), result: place }), &all)?;
+                named(&mut b, e.out, Some(t));
+                tangent[e.out.index()] = Some(t);
+            }
         }
-        tangent[e.out.index()] = t;
     }
     b.origin = None;
-    for r in &results {
-        b.result(r.name.clone(), r.var);
+    for r in &f.results {
+        b.result(r.name.clone(), map[r.var.index()]);
     }
-    for r in &results {
+    let mut places = vec![None; f.results.len()];
+    let mut next = f.results.len();
+    for (i, r) in f.results.iter().enumerate().filter(|(i, _)| want.has(*i)) {
         if let Some(t) = tangent[r.var.index()] {
             let order: Vec<Name> = f.ty(r.var).axes.iter().map(|a| a.name.clone()).collect();
             let t = b.permute(t, &order)?;
             b.result(format!("{}{suffix}", r.name), t);
+            places[i] = Some(next);
+            next += 1;
         }
     }
     let mut g = b.finish();
     g.name = format!("{}.jvp", f.name).into();
-    Ok(g)
+    Ok((g, places))
 }
 
 /// The first of `.t`, `.t2`, … that makes only new names.
@@ -103,11 +191,11 @@ fn suffix(f: &Function, wrt: &[Name], active: &[bool]) -> String {
 }
 
 /// The tangent of one equation's result, from those of its operands; `None` if no operand has one.
-fn equation(b: &mut Builder, f: &Function, e: &Eqn, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
+fn equation(b: &mut Builder, e: &Eqn, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
     let terms = match &e.op {
         Prim::Elementwise(op) => match op.kind() {
             Kind::Zero => vec![],
-            Kind::Linear => return linear(b, f, e, *op, t),
+            Kind::Linear => return linear(b, e, *op, t),
             Kind::Bilinear => product_rule(b, e, t)?,
             Kind::Partials => {
                 let mut terms = vec![];
@@ -142,8 +230,8 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, t: &[Option<Var>]) -> Result
             Some(t) => vec![b.push(e.op.clone(), &[t])?],
             None => vec![],
         },
-        Prim::Call(c) => return Err(Error::new(format!("jvp: a call of `{}` has no derivative yet", c.function.name))),
-        Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => vec![],
+        // Calls are `along`'s.
+        Prim::Call(_) | Prim::Constant(_) | Prim::Size(..) | Prim::Iota(_) | Prim::StopGradient => vec![],
     };
     let mut terms = terms.into_iter();
     let Some(mut sum) = terms.next() else { return Ok(None) };
@@ -154,8 +242,8 @@ fn equation(b: &mut Builder, f: &Function, e: &Eqn, t: &[Option<Var>]) -> Result
 }
 
 /// The operation on the tangents, absent ones left out.
-fn linear(b: &mut Builder, f: &Function, e: &Eqn, op: Elementwise, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
-    let d = f.ty(e.out).dtype;
+fn linear(b: &mut Builder, e: &Eqn, op: Elementwise, t: &[Option<Var>]) -> Result<Option<Var>, Error> {
+    let d = b.dtype(e.out);
     let out = match (op, t) {
         (Elementwise::Select, [_, x, y]) => {
             let zero = b.constant(0.0, d);

@@ -4,7 +4,8 @@
 //! tangent is multiplied with, so they stand in the primal program; what is left is linear by structure. The idea is that of Radul,
 //! Paszke, Frostig, Johnson and Maclaurin, *You Only Linearize Once* (arXiv 2204.10923).
 
-use super::jvp::jvp;
+use super::call::{Checkpoint, Derived};
+use super::jvp::{Mode, Want, along};
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -31,7 +32,12 @@ pub struct Linearized {
 /// # Errors
 /// Those of [`jvp`].
 pub fn linearize(f: &Function, wrt: &[Name]) -> Result<Linearized, Error> {
-    let g = jvp(f, wrt)?;
+    linearize_in(f, wrt, Want::All, &mut Derived::new(f, Checkpoint::default()))
+}
+
+/// [`linearize`] for some of the results: the primal part keeps all, the linear part has tangents of these.
+pub(super) fn linearize_in(f: &Function, wrt: &[Name], want: Want, derived: &mut Derived) -> Result<Linearized, Error> {
+    let (g, _) = along(f, wrt, want, Mode::Apart, &|_, _, _, t| Ok(Some(t)), derived)?;
     let seeds: Vec<Var> = g.params[f.params.len()..].iter().map(|p| p.var).collect();
     let linear = dependent(&g, &seeds);
     let definitions = g.definitions();
@@ -97,7 +103,7 @@ pub(super) fn is_number(f: &Function, definitions: &[Option<usize>], v: Var) -> 
 }
 
 /// `e` of `g`, under `map`, with its name.
-pub(super) fn copy(b: &mut Builder, g: &Function, e: &Eqn, map: &mut BTreeMap<Var, Var>) -> Result<Var, Error> {
+pub(crate) fn copy(b: &mut Builder, g: &Function, e: &Eqn, map: &mut BTreeMap<Var, Var>) -> Result<Var, Error> {
     b.origin = e.origin.clone();
     b.span = e.span;
     let args: Vec<Var> = e.args.iter().map(|a| map[a]).collect();

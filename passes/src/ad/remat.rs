@@ -22,7 +22,7 @@ use ir::diagnostic::Error;
 use ir::dim::Name;
 use ir::graph::{Function, Var};
 use ir::prim::{Elementwise, Movement, Prim, ReduceKind};
-use ir::types::Axis;
+use ir::types::{Axis, Type};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// `± Π above / Π below`, of atoms.
@@ -233,7 +233,8 @@ pub struct Split {
 /// Which values are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keep {
-    /// Those whose axes are all axes of one parameter or result; wider ones are computed again.
+    /// Those whose axes are all axes of one parameter or result, or features: axes of numbered size that a parameter has whose axes
+    /// all have numbers (a weight). Wider ones are computed again. What is called is never called twice.
     Narrow,
     /// Everything that the second program would otherwise reduce or multiply again.
     All,
@@ -251,13 +252,14 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
     let depends = dependent(f, &seeds);
     let definitions = f.definitions();
     let ports = port_types(f);
-    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|t| t.covers(f.ty(v)));
+    // Axes of weights: those of a parameter without any length that is not a number.
+    let weights: BTreeSet<&Name> = f.params.iter().map(|p| &f.ty(p.var).axes).filter(|a| a.iter().all(|a| a.size.as_fixed().is_some())).flatten().map(|a| &a.name).collect();
+    let held = |t: &Type, a: &Axis| t.has(&a.name) || (a.size.as_fixed().is_some() && weights.contains(&a.name));
+    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|t| f.ty(v).axes.iter().all(|a| held(t, a)));
+    let called = |i: usize| matches!(f.eqns[i].op, Prim::Call(_));
     let results: BTreeMap<Var, Name> = f.results.iter().filter(|r| !depends[r.var.index()]).map(|r| (r.var, r.name.clone())).collect();
-    // Whether computing it again costs more than reading its operands.
-    let mut reduced = vec![false; f.vars.len()];
-    for e in &f.eqns {
-        reduced[e.out.index()] = matches!(e.op, Prim::Reduce(..) | Prim::Contract(_)) || e.args.iter().any(|a| reduced[a.index()]);
-    }
+    // What costs more than reading its operands; anything else is computed again from what is kept behind it.
+    let heavy = |i: usize| matches!(f.eqns[i].op, Prim::Reduce(..) | Prim::Contract(_));
     // From what the second program reads, back to what is kept.
     let (mut kept, mut again) = (BTreeSet::new(), BTreeSet::new());
     let mut open: Vec<Var> = f.eqns.iter().filter(|e| depends[e.out.index()]).flat_map(|e| &e.args).copied().filter(|a| !depends[a.index()]).collect();
@@ -268,7 +270,7 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
         }
         let e = &f.eqns[i];
         let float = f.ty(v).dtype.is_float();
-        if results.contains_key(&v) || (float && reduced[v.index()] && narrow(v) && !is_number(f, &definitions, v)) {
+        if results.contains_key(&v) || called(i) || (float && heavy(i) && narrow(v) && !is_number(f, &definitions, v)) {
             kept.insert(v);
         } else {
             again.insert(i);

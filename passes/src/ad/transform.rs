@@ -1,6 +1,6 @@
 //! Derivatives by name: which transform, along which parameters.
 
-use super::{jvp, vjp};
+use super::{Checkpoint, jvp, vjp_with};
 use crate::verify;
 use ir::dim::Name;
 use ir::graph::Function;
@@ -20,9 +20,16 @@ impl Transform {
     /// # Errors
     /// Those of the pass, and what the verifier refuses.
     pub fn apply(&self, f: &Function) -> Result<Function, String> {
+        self.apply_with(f, Checkpoint::default())
+    }
+    /// [`Transform::apply`], where reverse mode keeps of each call what `checkpoint` says.
+    ///
+    /// # Errors
+    /// Those of the pass, and what the verifier refuses.
+    pub fn apply_with(&self, f: &Function, checkpoint: Checkpoint) -> Result<Function, String> {
         let (g, pass) = match self {
             Transform::Jvp(wrt) => (jvp(f, wrt), "jvp"),
-            Transform::Vjp(wrt) => (vjp(f, wrt), "vjp"),
+            Transform::Vjp(wrt) => (vjp_with(f, wrt, checkpoint), "vjp"),
         };
         let g = g.map_err(|e| e.to_string())?;
         verify(&g, pass)?;

@@ -5,12 +5,13 @@
 //! them) stays as it is. A cotangent that meets an operation without a transpose is an error: dropping it would give a wrong
 //! gradient without a word.
 
+use super::call::{Checkpoint, Derived, From, groups};
 use super::linearize::{copy, dependent, prune};
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
 use ir::graph::{Eqn, Function, Var};
-use ir::prim::Prim;
+use ir::prim::{Call, Prim};
 use ir::prim::transpose::{Operand, Pull, is_zero, join};
 use std::collections::BTreeMap;
 
@@ -22,6 +23,11 @@ use std::collections::BTreeMap;
 /// # Errors
 /// A name in `wrt` that is no parameter; a result that does not depend on them; an equation that is not linear, named with its operands.
 pub fn transpose(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
+    transpose_in(f, wrt, &mut Derived::new(f, Checkpoint::default()))
+}
+
+/// [`transpose`], with what is derived of callees.
+pub(super) fn transpose_in(f: &Function, wrt: &[Name], derived: &mut Derived) -> Result<Function, Error> {
     let mut seeds = vec![];
     for n in wrt {
         seeds.push(f.param(n).ok_or_else(|| Error::new(format!("transpose: `{n}` is not a parameter of `{}`", f.name)))?);
@@ -45,7 +51,30 @@ pub fn transpose(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
         let ct = b.param(format!("{}.ct", r.name), f.ty(r.var).clone());
         pulls.entry(r.var).or_default().push(Pull::Whole(ct));
     }
-    for e in f.eqns.iter().rev().filter(|e| linear[e.out.index()]) {
+    let groups = groups(f);
+    // Cotangents of a call's results, by its first equation.
+    let mut arrived: BTreeMap<usize, BTreeMap<usize, Var>> = BTreeMap::new();
+    for (i, e) in f.eqns.iter().enumerate().rev().filter(|(_, e)| linear[e.out.index()]) {
+        if let (Some(group), Prim::Call(c)) = (groups[i], &e.op) {
+            b.origin = Some("transpose:call".into());
+            b.span = e.span;
+            if let Some(ct) = join(&mut b, f.ty(e.out), pulls.remove(&e.out).unwrap_or_default())? {
+                let order: Vec<Name> = f.ty(e.out).axes.iter().map(|a| a.name.clone()).collect();
+                let ct = b.permute(ct, &order)?;
+                if let Some(n) = &f.vars[e.out.index()].name {
+                    b.name(ct, format!("{n}.ct"));
+                }
+                arrived.entry(group).or_default().insert(c.result, ct);
+            }
+            // Every use of every result stands behind the call's first equation.
+            let cts = if group == i { arrived.remove(&group) } else { None };
+            if let Some(cts) = cts {
+                for (a, p) in call(&mut b, e, c, &linear, &values, &cts, derived)? {
+                    pulls.entry(a).or_default().push(p);
+                }
+            }
+            continue;
+        }
         let Some(list) = pulls.remove(&e.out) else { continue };
         b.origin = Some(format!("transpose:{}", e.op.name()).into());
         b.span = e.span;
@@ -76,6 +105,27 @@ pub fn transpose(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
     let mut g = prune(&b.finish())?;
     g.name = format!("{}.transpose", f.name).into();
     Ok(g)
+}
+
+/// What the cotangents of a call's results are to its operands that depend on what `f` is linear in.
+fn call(b: &mut Builder, e: &Eqn, c: &Call, linear: &[bool], values: &BTreeMap<Var, Var>, cts: &BTreeMap<usize, Var>, derived: &mut Derived) -> Result<Vec<(Var, Pull)>, Error> {
+    let moving: Vec<bool> = e.args.iter().map(|a| linear[a.index()]).collect();
+    let arriving: Vec<bool> = (0..c.function.results.len()).map(|r| cts.contains_key(&r)).collect();
+    let p = derived.pullback(&c.function, &moving, &arriving)?;
+    let mut args = vec![];
+    for o in &p.operands {
+        let v = match o {
+            From::Value(i) => values.get(&e.args[*i]),
+            From::Cotangent(r) => cts.get(r),
+        };
+        args.push(*v.ok_or_else(|| Error { message: format!("transpose: call of `{}`: it is not linear in what it should be", c.function.name), span: e.span, hint: None })?);
+    }
+    let mut out = vec![];
+    for (result, i) in p.results.iter().enumerate() {
+        let ct = b.push(Prim::Call(Call { function: p.function.clone(), result }), &args)?;
+        out.push((e.args[*i], Pull::Whole(ct)));
+    }
+    Ok(out)
 }
 
 /// What `e`'s cotangent is to each operand that depends on what `f` is linear in.

@@ -4,9 +4,11 @@
 //! them together. The primal equations are `f`'s own, so forward and backward share what they have in common; what is stored
 //! between them and what is computed again is decided by `fuse`, or by [`super::remat`] where they are two programs.
 
-use super::linearize::{copy, linearize, prune};
+use super::call::{Checkpoint, Derived};
+use super::jvp::Want;
+use super::linearize::{copy, linearize_in, prune};
 use super::remat;
-use super::transpose::transpose;
+use super::transpose::transpose_in;
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -22,8 +24,21 @@ use std::collections::BTreeMap;
 /// # Errors
 /// A name in `wrt` that is no parameter, is named twice, or is not a float; and `wrt` of which no result depends.
 pub fn vjp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
-    let l = linearize(f, wrt).map_err(|e| Error { message: e.message.replacen("jvp: ", "vjp: ", 1), ..e })?;
-    let t = transpose(&l.linear, &l.tangents)?;
+    vjp_with(f, wrt, Checkpoint::default())
+}
+
+/// [`vjp`], which keeps of each call what `checkpoint` says.
+///
+/// # Errors
+/// Those of [`vjp`].
+pub fn vjp_with(f: &Function, wrt: &[Name], checkpoint: Checkpoint) -> Result<Function, Error> {
+    along(f, wrt, Want::All, &mut Derived::new(f, checkpoint)).map(|(g, _)| g)
+}
+
+/// [`vjp_with`] for cotangents of some of the results; and the results that have one, in order.
+pub(super) fn along(f: &Function, wrt: &[Name], want: Want, derived: &mut Derived) -> Result<(Function, Vec<usize>), Error> {
+    let l = linearize_in(f, wrt, want, derived).map_err(|e| Error { message: e.message.replacen("jvp: ", "vjp: ", 1), ..e })?;
+    let t = transpose_in(&l.linear, &l.tangents, derived)?;
     let suffix = suffix(f, wrt, &l.moving)?;
 
     let mut b = Builder::extend(l.primal.clone());
@@ -50,9 +65,10 @@ pub fn vjp(f: &Function, wrt: &[Name]) -> Result<Function, Error> {
         b.result(format!("{n}{suffix}"), map[&r.var]);
     }
     let late: Vec<Var> = cotangents.iter().map(|p| map[p]).collect();
-    let mut g = prune(&remat::known_sums(&b.finish(), &late)?)?;
+    let mut g = prune(&derived.cut(&remat::known_sums(&b.finish(), &late)?)?)?;
     g.name = format!("{}.vjp", f.name).into();
-    Ok(g)
+    let moving = l.moving.iter().filter_map(|n| f.results.iter().position(|r| r.name == *n)).collect();
+    Ok((g, moving))
 }
 
 /// The first of `.ct`, `.ct2`, … that makes only new names.

@@ -601,7 +601,7 @@ impl<'a> Lower<'a> {
             let base_ty = self.ty(base);
             let name = self.p.stored[&base].clone();
             let param = self.p.f.params.iter().any(|p| p.var == base);
-            let stored = if base_ty.dtype.is_float() { if param { self.p.options.storage } else { self.program.compute } } else { base_ty.dtype };
+            let stored = if base_ty.dtype.is_float() { if param { self.p.options.stored.get(&name).copied().unwrap_or(self.p.options.storage) } else { self.program.compute } } else { base_ty.dtype };
             let buffer = self.buffer(&name, base_ty, stored, Access::Input);
             let view = self.view(buffer, &s)?;
             // Only the axes that the view has: broadcasting is free.

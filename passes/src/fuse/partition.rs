@@ -24,6 +24,8 @@ pub struct Options {
     pub compute: DType,
     /// What float parameters are stored in.
     pub storage: DType,
+    /// Those that are stored otherwise.
+    pub stored: BTreeMap<Name, DType>,
     /// What operands of dots are rounded to on machines with matrix units.
     pub operands: DType,
     /// Tile of the lane axis, of a second tiled parallel axis, and of the streamed axis.
@@ -49,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true }
     }
 }
 
@@ -77,8 +79,11 @@ pub struct Fused {
 /// Fuses `f`.
 ///
 /// # Errors
-/// An axis without a number that must stand in a tile, naming it; otherwise a bug.
+/// An axis without a number that must stand in a tile, naming it; a call, which [`super::sequence`] takes; otherwise a bug.
 pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
+    if let Some(c) = f.callees().first() {
+        return Err(Error::new(format!("fuse: `{}` calls `{}`, and a kernel cannot", f.name, c.name)).hint("functions with calls become a sequence of launches: `run`, `bench`, `explain`"));
+    }
     let mut fused = fuse_as(f, options)?;
     if options.scratch && fused.programs.len() > 1 {
         for products in [false, true] {

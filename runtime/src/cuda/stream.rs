@@ -2,9 +2,12 @@
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use ir::artifact::GpuSignature;
+use ir::artifact::{GpuSignature, MapAt, TensorMap};
 use ir::diagnostic::Error;
 use ir::dim::Bindings;
+use ir::types::DType;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 
 fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
@@ -131,6 +134,38 @@ pub struct Kernel {
     module: sys::CUmodule,
     function: sys::CUfunction,
     signature: GpuSignature,
+    /// Tensor maps in the driver's form, by their number, address and sizes.
+    maps: RefCell<BTreeMap<(usize, u64, MapAt), sys::CUtensorMap>>,
+}
+
+/// The driver's form of a tensor map of elements of `dtype` at `address`.
+fn encoded(m: &TensorMap, at: &MapAt, dtype: DType, address: u64) -> Result<sys::CUtensorMap, Error> {
+    use sys::CUtensorMapDataType::*;
+    let element = match dtype {
+        DType::BF16 => CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        DType::F16 => CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::F32 => CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        other => return Err(Error::new(format!("cuda: no tensor map has elements of {other}"))),
+    };
+    let swizzle = match m.swizzle {
+        128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+        _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+    };
+    let mut out = sys::CUtensorMap { opaque: [0; 16] };
+    let rank = at.sizes.len();
+    let steps = vec![1u32; rank];
+    // SAFETY: the driver is loaded (a device was opened); the arrays have `rank` entries, strides one less, and the driver checks what they hold.
+    let code = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut out, element, rank as u32, (address + at.offset) as *mut c_void, at.sizes.as_ptr(), at.strides.as_ptr(), at.tile.as_ptr(), steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    code.result().map_err(|e| Error::new(format!("cuda: a tensor map of {at:?}: {e}")))?;
+    Ok(out)
 }
 
 impl Kernel {
@@ -154,7 +189,7 @@ impl Kernel {
             // SAFETY: the function is valid.
             unsafe { result::function::set_function_attribute(function, attribute, signature.shared_bytes as i32) }.map_err(f("shared memory"))?;
         }
-        Ok(Kernel { module, function, signature: signature.clone() })
+        Ok(Kernel { module, function, signature: signature.clone(), maps: RefCell::default() })
     }
     /// Launches it on `buffers`, in the signature's order.
     ///
@@ -183,8 +218,28 @@ impl Kernel {
             return Ok(());
         }
         let blocks = u32::try_from(blocks).ok().filter(|b| *b < 1 << 31).ok_or_else(|| Error::new(format!("cuda: {}: {blocks} blocks are too many", s.symbol)))?;
-        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|a| std::ptr::from_mut(a).cast()).collect();
-        // SAFETY: parameters are the signature's, 64 bits each; buffers are large enough (above) and outlive the launch by `Memory`'s contract.
+        let mut maps = vec![];
+        for (i, m) in s.maps.iter().enumerate() {
+            let (Some(memory), Some(b)) = (buffers.get(m.buffer), s.buffers.get(m.buffer)) else { return Err(Error::new(format!("cuda: {}: a tensor map of buffer {}", s.symbol, m.buffer))) };
+            let at = m.at(b.dtype.bytes(), dims).map_err(|e| Error::new(format!("cuda: buffer `{}`: {e}", b.name)))?;
+            let mut known = self.maps.borrow_mut();
+            // As many as a few models of different lengths need.
+            if known.len() > 4096 {
+                known.clear();
+            }
+            let key = (i, memory.address, at);
+            let map = match known.get(&key) {
+                Some(m) => *m,
+                None => {
+                    let map = encoded(m, &key.2, b.dtype, memory.address)?;
+                    known.insert(key, map);
+                    map
+                }
+            };
+            maps.push(map);
+        }
+        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|a| std::ptr::from_mut(a).cast()).chain(maps.iter_mut().map(|m| std::ptr::from_mut(m).cast())).collect();
+        // SAFETY: parameters are the signature's, 64 bits each, then 128 bytes for each tensor map; buffers are large enough (above) and outlive the launch by `Memory`'s contract.
         unsafe { result::launch_kernel(self.function, (blocks, 1, 1), (s.block as u32, 1, 1), s.shared_bytes as u32, std::ptr::null_mut(), &mut pointers) }.map_err(|e| Error::new(format!("cuda: launch of {}: {e}", s.symbol)))
     }
 }

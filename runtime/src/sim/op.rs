@@ -254,6 +254,12 @@ pub(super) enum Op {
     Float1 { f: Float1, ty: Type, m: Mods, d: Slot, a: Slot },
     Float2 { f: Float2, ty: Type, m: Mods, d: Slot, a: Slot, b: Slot },
     Fma { ty: Type, m: Mods, d: Slot, a: Slot, b: Slot, c: Slot },
+    /// The largest or smallest of three f32.
+    Extremum { max: bool, m: Mods, d: Slot, a: Slot, b: Slot, c: Slot },
+    /// Both f32 of 64-bit registers: `f` of `a` and `b`; without it, `a · b + c`.
+    Pair { f: Option<Float2>, m: Mods, d: Slot, a: Slot, b: Slot, c: Slot },
+    /// f32 arithmetic with narrow operands `from`: `f` of `a` and an f32 `c`; without it, `a · b + c`.
+    Mixed { f: Option<Float2>, from: Type, m: Mods, d: Slot, a: Slot, b: Slot, c: Slot },
     /// `d = (a ? b) with e`, `d2 = !(a ? b) with e`; `u32::MAX` where there is none.
     Compare { f: Compare, ty: Type, ftz: bool, d: Slot, d2: Slot, a: Slot, b: Slot, with: Option<(Logic, Slot, bool)> },
     /// `set`: all ones or 1.0

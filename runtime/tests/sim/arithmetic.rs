@@ -135,6 +135,29 @@ fn extrema_skip_nan_and_order_zeros() {
 }
 
 #[test]
+fn three_operands_two_at_once_and_narrow_ones() {
+    let nan = 0x7fc0_0001;
+    check("max.f32 %d0, %a0, %a1, %a2;", &[f(1.0), f(3.0), f(2.0)], f(3.0));
+    check("min.f32 %d0, %a0, %a1, %a2;", &[nan, f(3.0), f(2.0)], f(2.0));
+    check("max.NaN.f32 %d0, %a0, %a1, %a2;", &[f(1.0), f(3.0), nan], 0x7fff_ffff);
+    let pairs = "mov.b64 %q0, {%a0, %a1}; mov.b64 %q1, {%a2, %a3};";
+    for (op, low, high) in [("add.rn", 4.5, -1.0), ("sub.rn", -1.5, 5.0), ("mul.rn", 4.5, -6.0)] {
+        check(&format!("{pairs} {op}.f32x2 %q2, %q0, %q1; mov.b64 {{%d0, _}}, %q2;"), &[f(1.5), f(2.0), f(3.0), f(-3.0)], f(low));
+        check(&format!("{pairs} {op}.f32x2 %q2, %q0, %q1; mov.b64 {{_, %d0}}, %q2;"), &[f(1.5), f(2.0), f(3.0), f(-3.0)], f(high));
+    }
+    // (1 + 2^-12)² − 1 in the high half: one rounding.
+    let x = 1.0 + 2f32.powi(-12);
+    check(&format!("{pairs} fma.rn.f32x2 %q2, %q0, %q0, %q1; mov.b64 {{_, %d0}}, %q2;"), &[0, f(x), 0, f(-1.0)], f((x as f64 * x as f64 - 1.0) as f32));
+    check(&format!("{pairs} add.rz.ftz.f32x2 %q2, %q0, %q1; mov.b64 {{%d0, _}}, %q2;"), &[1, 0, 1, 0], 0);
+    // 1.5 in f16 and in bf16; the f32 operand keeps its digits.
+    let narrow = "mov.b32 {%s0, %s1}, %a0;";
+    check(&format!("{narrow} add.rn.f32.f16 %d0, %s0, %a1;"), &[0x3e00, f(x)], f(1.5 + x));
+    check(&format!("{narrow} sub.rn.f32.bf16 %d0, %s0, %a1;"), &[0x3fc0, f(x)], f(1.5 - x));
+    check(&format!("{narrow} fma.rn.f32.bf16 %d0, %s0, %s1, %a1;"), &[0x4000_3fc0, f(x)], f(3.0 + x));
+    check(&format!("{narrow} fma.rn.sat.f32.f16 %d0, %s0, %s1, %a1;"), &[0x4000_3e00, f(x)], f(1.0));
+}
+
+#[test]
 fn halves() {
     // 1 + 2^-11 is a tie in f16.
     check("add.rn.f16x2 %d0, %a0, %a1;", &[0x3c01_3c00, 0x1000_1000], 0x3c02_3c00);

@@ -295,6 +295,26 @@ impl Block<'_> {
                     w.set(d, mask, |l| halves(ty, [x[l], y[l], z[l]], |[a, b, c]| lanes::fma(of, m, a, b, c)));
                 }
             }
+            Op::Extremum { max, m, d, a, b, c } => {
+                let (x, y, z) = (*w.get(k, a, mask)?, *w.get(k, b, mask)?, *w.get(k, c, mask)?);
+                let f = if max { Float2::Max } else { Float2::Min };
+                let two = |a, b| lanes::float2(float::F32, f, m, a, b);
+                w.set(d, mask, |l| two(two(x[l], y[l]), z[l]));
+            }
+            Op::Pair { f, m, d, a, b, c } => {
+                let (x, y) = (*w.get64(k, a, mask)?, *w.get64(k, b, mask)?);
+                let z = if f.is_none() { *w.get64(k, c, mask)? } else { [0; 32] };
+                let half = |a, b, c| f.map_or_else(|| lanes::fma(float::F32, m, a, b, c), |f| lanes::float2(float::F32, f, m, a, b));
+                w.set64(d, mask, |l| u64::from(half(x[l] as u32, y[l] as u32, z[l] as u32)) | u64::from(half((x[l] >> 32) as u32, (y[l] >> 32) as u32, (z[l] >> 32) as u32)) << 32);
+            }
+            Op::Mixed { f, from, m, d, a, b, c } => {
+                let (x, z) = (*w.get(k, a, mask)?, *w.get(k, c, mask)?);
+                let y = if f.is_none() { *w.get(k, b, mask)? } else { [0; 32] };
+                // Every narrow number is an f32.
+                let of = format(from);
+                let wide = |x: u32| float::F32.narrow(of.widen(x & 0xffff), Round::Nearest);
+                w.set(d, mask, |l| f.map_or_else(|| lanes::fma(float::F32, m, wide(x[l]), wide(y[l]), z[l]), |f| lanes::float2(float::F32, f, m, wide(x[l]), z[l])));
+            }
             Op::Compare { f, ty, ftz, d, d2, a, b, with } => {
                 let holds = self.compare(w, f, ty, ftz, a, b, mask)?;
                 let (yes, no) = match with {

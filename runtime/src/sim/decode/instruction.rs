@@ -474,10 +474,24 @@ impl One<'_, '_> {
         let (lo, hi, is_wide) = (code.take("lo"), code.take("hi"), code.take("wide"));
         let cc = code.take("cc");
         let (approx, full) = (code.take("approx"), code.take("full"));
+        if code.take("f32x2") {
+            return self.both(code);
+        }
         let ty = self.need(code.ty())?;
         if ty.float() {
             let m = self.mods(code);
+            if ty == Type::F32 && matches!(head, "min" | "max") && self.s.operands.len() == 4 {
+                return Ok((Class::Float, Op::Extremum { max: head == "max", m, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c: self.source(3, ty)? }));
+            }
             self.count(3..=3)?;
+            if let Some(from) = self.narrow(ty, code)? {
+                let f = match head {
+                    "add" => Float2::Add,
+                    "sub" => Float2::Sub,
+                    _ => return self.no("has no form with a narrow operand"),
+                };
+                return Ok((Class::Float, Op::Mixed { f: Some(f), from, m, d: self.dest(0, ty)?, a: self.source(1, from)?, b: NONE, c: self.source(2, ty)? }));
+            }
             let f = match head {
                 "add" => Float2::Add,
                 "sub" => Float2::Sub,
@@ -540,6 +554,35 @@ impl One<'_, '_> {
         Ok((Class::Integer, Op::Int2 { f, ty, d, a, b }))
     }
 
+    /// The narrow type of an f32 operation's first operands, if it has one: `add.f32.bf16`.
+    fn narrow(&self, ty: Type, code: &mut Code) -> Result<Option<Type>> {
+        match code.ty() {
+            None => Ok(None),
+            Some(t @ (Type::F16 | Type::Bf16)) if ty == Type::F32 => Ok(Some(t)),
+            Some(_) => self.no("has two types that do not go together"),
+        }
+    }
+
+    /// `add`, `sub`, `mul`, `fma` on two f32 in a 64-bit register.
+    fn both(&mut self, code: &mut Code) -> Result<(Class, Op)> {
+        let m = self.mods(code);
+        let f = match code.head {
+            "add" => Some(Float2::Add),
+            "sub" => Some(Float2::Sub),
+            "mul" => Some(Float2::Mul),
+            "fma" => None,
+            _ => return self.no("has no form for pairs"),
+        };
+        if m.sat || m.relu || m.nan {
+            return self.no("a pair takes a rounding and `.ftz` only");
+        }
+        let n = if f.is_some() { 3 } else { 4 };
+        self.count(n..=n)?;
+        let ty = Type::B64;
+        let c = if f.is_some() { NONE } else { self.source(3, ty)? };
+        Ok((Class::Float, Op::Pair { f, m, d: self.dest(0, ty)?, a: self.source(1, ty)?, b: self.source(2, ty)?, c }))
+    }
+
     fn float_type(&self, ty: Type) -> Result<()> {
         if ty == Type::Tf32 { self.no("tf32 is a format of matrix products only") } else { Ok(()) }
     }
@@ -547,11 +590,17 @@ impl One<'_, '_> {
     fn ternary(&mut self, code: &mut Code) -> Result<(Class, Op)> {
         let head = code.head;
         let (lo, hi, is_wide) = (code.take("lo"), code.take("hi"), code.take("wide"));
+        if code.take("f32x2") {
+            return self.both(code);
+        }
         let ty = self.need(code.ty())?;
         self.count(4..=4)?;
         if ty.float() {
             self.float_type(ty)?;
             let m = self.mods(code);
+            if let Some(from) = self.narrow(ty, code)? {
+                return Ok((Class::Float, Op::Mixed { f: None, from, m, d: self.dest(0, ty)?, a: self.source(1, from)?, b: self.source(2, from)?, c: self.source(3, ty)? }));
+            }
             if ty == Type::F64 && m.round != Round::Nearest {
                 return self.no("f64 is rounded to nearest only");
             }

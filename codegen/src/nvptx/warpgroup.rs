@@ -1,0 +1,208 @@
+//! Kernels by warpgroups (sm_90a): one warpgroup copies tiles in bulk into a ring of stages, the others hold 64 rows each and multiply
+//! asynchronously; statements, values and fragments are those of every other kernel.
+//!
+//! The accumulator of `wgmma` is, per warp, that of `mma.m16n8k16` repeated along the columns, and its left operand from registers is
+//! two of them, packed: one layout serves both. Barrier objects take the place of block barriers: the copying thread waits until a
+//! stage's group is empty and says how many bytes will make it full; who multiplies waits until it is full, and says empty when the
+//! products that read it are done. Products are awaited where their results are first read, so what does not depend on them runs
+//! meanwhile (Shah et al., FlashAttention-3, 2024; here a tangent's own products hide the exponentials).
+
+mod arrange;
+mod bulk;
+mod product;
+
+pub(super) use arrange::arrange;
+pub(super) use bulk::maps;
+
+use super::emit::Emit;
+use super::plan::{Rank, Ring, Step};
+use crate::Error;
+use ir::tile::{Op, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rows of a warpgroup's product.
+pub(super) const ROWS: usize = 64;
+
+/// Registers of a thread that copies, and of one that multiplies, by the number of warpgroups that multiply.
+pub(super) fn registers(groups: usize) -> Option<(usize, usize)> {
+    match groups {
+        2 => Some((24, 240)),
+        3 => Some((32, 160)),
+        _ => None,
+    }
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(super) struct Flight {
+    /// Groups of products that were committed.
+    commits: usize,
+    /// Dots whose products are not known to be done, and the last group of each.
+    values: BTreeMap<ValueId, usize>,
+    /// Groups of the ring that are free once a group of products is done.
+    releases: BTreeMap<usize, usize>,
+    /// Groups of the ring that have arrived in the present tile.
+    arrived: BTreeSet<usize>,
+    /// The ring's present stage and parity.
+    turn: Option<(String, String)>,
+}
+
+impl Emit<'_> {
+    pub(super) fn ring(&self) -> Result<&Ring, Error> {
+        self.plan.ring.as_ref().ok_or_else(|| Error::Internal("a ring where there is none".into()))
+    }
+
+    /// The whole body: `before` with the loop, `after` elementwise to the end.
+    pub(super) fn by_warpgroups(&mut self, before: &[Step], after: &[Step]) -> Result<(), Error> {
+        let plan = self.plan;
+        // What has no axes is for both: bounds of loops read it.
+        let mut done = BTreeSet::new();
+        for (i, s) in before.iter().enumerate() {
+            if let Step::Let(v, op) = s
+                && plan.rank(*v) == Rank::NONE
+                && match op {
+                    Op::Const(_) | Op::Size(_) | Op::Load(_) => true,
+                    Op::Map(_, args) => args.iter().all(|a| self.env[a.index()].is_some()),
+                    _ => false,
+                }
+            {
+                self.steps(std::slice::from_ref(s))?;
+                done.insert(i);
+            }
+        }
+        let groups = plan.fragment.threads() / 128;
+        self.objects()?;
+        let tid = self.tid_on_entry();
+        let group = self.group_on_entry();
+        let k = self.k(groups as i64);
+        let copies = self.cmp("sge", &group, &k);
+        let registers = registers(groups);
+        self.t.line(format_args!("scf.if {copies} {{"));
+        if let Some((few, _)) = registers {
+            self.t.line(format_args!("nvvm.setmaxregister decrease {few}"));
+        }
+        let first = self.k(plan.fragment.threads() as i64);
+        let one = self.cmp("eq", &tid, &first);
+        self.when(Some(&one), |e| e.fill_ring(before))?;
+        self.t.line("} else {");
+        if let Some((_, many)) = registers {
+            self.t.line(format_args!("nvvm.setmaxregister increase {many}"));
+        }
+        if !self.ring()?.outer.is_empty() {
+            let zero = self.k(0);
+            let object = self.object(0, None);
+            self.await_object(&object, &zero);
+        }
+        for (i, s) in before.iter().enumerate() {
+            if !done.contains(&i) {
+                self.steps(std::slice::from_ref(s))?;
+            }
+        }
+        self.land_all();
+        self.in_windows(after)?;
+        self.t.line("}");
+        Ok(())
+    }
+
+    /// The warpgroup's number, the same in all lanes as the compiler sees it.
+    fn group_on_entry(&mut self) -> String {
+        let tid = self.tid_on_entry();
+        let group = self.entry("shrui", &tid, 7);
+        let (all, zero, last) = (self.k(-1), self.k(0), self.k(31));
+        self.t.entry(format!("nvvm.shfl.sync idx {all}, {group}, {zero}, {last} : i32 -> i32"))
+    }
+
+    /// Makes the barrier objects.
+    fn objects(&mut self) -> Result<(), Error> {
+        let (groups, stages) = (self.ring()?.groups.len(), self.plan.schedule.stages);
+        let tid = self.tid_on_entry();
+        let zero = self.k(0);
+        let first = self.cmp("eq", &tid, &zero);
+        let warps = self.plan.fragment.threads() / 32;
+        self.when(Some(&first), |e| {
+            for i in 0..1 + 2 * groups * stages {
+                let object = e.object(i, None);
+                let n = e.k(if i > 0 && i % 2 == 0 { warps as i64 } else { 1 });
+                e.t.line(format_args!("nvvm.mbarrier.init {object}, {n} : !llvm.ptr<3>, i32"));
+            }
+            e.t.line("nvvm.fence.mbarrier.init");
+            Ok(())
+        })?;
+        self.t.line("nvvm.barrier0");
+        Ok(())
+    }
+
+    /// Barrier object number `i`, of stage `slot` if that is given.
+    fn object(&mut self, i: usize, slot: Option<&str>) -> String {
+        let (at, groups) = self.plan.ring.as_ref().map_or((0, 0), |r| (r.barriers, r.groups.len()));
+        let base = self.shared_base();
+        let base = match slot {
+            None => base,
+            Some(s) => {
+                let s = self.ik("muli", s, 16 * groups);
+                self.i("addi", &base, &s)
+            }
+        };
+        let p = self.shared(&base);
+        self.step(&p, 3, at + 8 * i)
+    }
+    /// The object that says that `group` of stage `slot` is full.
+    fn full(&mut self, group: usize, slot: &str) -> String {
+        self.object(1 + 2 * group, Some(slot))
+    }
+    /// The object that says that `group` of stage `slot` is empty.
+    fn empty(&mut self, group: usize, slot: &str) -> String {
+        self.object(2 + 2 * group, Some(slot))
+    }
+    /// Waits until the phase of `parity` is over.
+    fn await_object(&mut self, object: &str, parity: &str) {
+        let yes = self.t.number(crate::text::Ty { elem: "i1", lanes: None }, 1.0);
+        self.t.line("scf.while : () -> () {");
+        let over = self.t.op(format_args!("nvvm.mbarrier.try_wait {object}, {parity} : !llvm.ptr<3>, i32 -> i1"));
+        let again = self.t.op(format_args!("arith.xori {over}, {yes} : i1"));
+        self.t.line(format_args!("scf.condition({again})\n}} do {{\nscf.yield\n}}"));
+    }
+
+    /// Begins a tile in stage `slot`, `parity` whether the ring was gone through an odd number of times; what the next tile has there.
+    pub(super) fn enter(&mut self, base: &str, slot: &str, parity: &str) -> Vec<String> {
+        let here = self.ik("muli", slot, self.plan.shared[1]);
+        self.stage = Some(self.i("addi", base, &here));
+        self.flight.arrived.clear();
+        self.flight.turn = Some((slot.into(), parity.into()));
+        self.turn(slot, parity)
+    }
+    /// The next stage and its parity.
+    fn turn(&mut self, slot: &str, parity: &str) -> Vec<String> {
+        let stages = self.plan.schedule.stages;
+        let next = self.wrap(slot, 1, stages);
+        let zero = self.k(0);
+        let around = self.cmp("eq", &next, &zero);
+        let around = self.t.op(format_args!("arith.extui {around} : i1 to i32"));
+        vec![next, self.t.op(format_args!("arith.xori {parity}, {around} : i32"))]
+    }
+    /// Ends a tile: everything is done, and everything is free.
+    pub(super) fn leave(&mut self) {
+        self.land_all();
+        self.flight.turn = None;
+    }
+    /// Says that groups of the ring are empty whose products are done, `landed` being the last of these.
+    fn release(&mut self, landed: usize) {
+        let free: Vec<usize> = self.flight.releases.iter().filter(|(_, at)| **at <= landed).map(|(g, _)| *g).collect();
+        let Some((slot, _)) = self.flight.turn.clone() else { return };
+        if free.is_empty() {
+            return;
+        }
+        // One lane a warp.
+        let tid = self.tid();
+        let lane = self.ik("andi", &tid, 31);
+        let zero = self.k(0);
+        let first = self.cmp("eq", &lane, &zero);
+        self.t.line(format_args!("scf.if {first} {{"));
+        for g in free {
+            let object = self.empty(g, &slot);
+            self.t.op(format_args!("nvvm.mbarrier.arrive {object} : !llvm.ptr<3> -> i64"));
+            self.flight.releases.remove(&g);
+        }
+        self.t.line("}");
+    }
+}

@@ -1,0 +1,190 @@
+//! When products of warpgroups are issued, which tiles of the ring are filled and freed together, and what has no such form.
+
+use super::super::plan::{Dot, Issue, Part, Plan, Rank, Ring, Step, Stream};
+use super::super::refused;
+use super::ROWS;
+use crate::Error;
+use crate::target::GpuTarget;
+use ir::dim::Dim;
+use ir::tile::{Op, Role, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Decides it for `plan`, whose steps have groups of products.
+///
+/// # Errors
+/// What has no form by warpgroups, and why.
+pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
+    possible(plan, target).map_err(|why| refused(&plan.p, &format!("by warpgroups: {why}; products of warps have a form")))?;
+    let body = std::mem::take(&mut plan.body);
+    let mut ring = Ring { barriers: plan.shared[2].next_multiple_of(16), ..Ring::default() };
+    let mut out = vec![];
+    for s in issued(plan, body) {
+        out.push(match s {
+            Step::For(l) if !l.staged.is_empty() => Step::For(grouped(plan, l, &mut ring.groups)),
+            s => s,
+        });
+    }
+    plan.body = out;
+    // As they are read: the first product needs the first.
+    ring.outer = plan.staged.keys().copied().filter(|v| !plan.looped.contains(v)).collect();
+    plan.shared[2] = ring.barriers + 8 * (1 + 2 * ring.groups.len() * plan.schedule.stages);
+    plan.ring = Some(ring);
+    Ok(())
+}
+
+fn possible(plan: &Plan, target: &GpuTarget) -> Result<(), String> {
+    if target.name != "sm_90a" {
+        return Err(format!("{} has no such products, sm_90a has", target.name));
+    }
+    if !plan.tensor {
+        return Err("there are no products of matrices of 16-bit floats".into());
+    }
+    let f = plan.fragment;
+    if f.warps[1] != 1 || f.warps[0] % 4 != 0 || f.rows_per_warp() * 4 != ROWS {
+        return Err(format!("a warpgroup has {ROWS} rows in four warps; the schedule has {} rows in {} × {} warps", plan.schedule.rows, f.warps[0], f.warps[1]));
+    }
+    for d in plan.dots.values() {
+        let Dot::Matrix { n, .. } = d else { continue };
+        let columns = f.span(plan.slots[n.index()]);
+        if columns > 256 {
+            return Err(format!("{columns} columns of one product; the most are 256"));
+        }
+    }
+    for s in plan.staged.values() {
+        let name = &plan.p.buffers[s.view.buffer.index()].name;
+        if plan.p.buffers[s.view.buffer.index()].dtype != plan.operand() {
+            return Err(format!("`{name}` holds {}, but its products are of {}: bulk copies convert nothing", plan.p.buffers[s.view.buffer.index()].dtype, plan.operand()));
+        }
+        if !s.view.stride(s.axes[1]).is_some_and(Dim::is_one) {
+            return Err(format!("no axis of the tile of `{name}` is contiguous in memory"));
+        }
+        if s.view.stride(s.axes[0]).is_none() {
+            return Err(format!("`{name}` is the same along an axis of its tile"));
+        }
+        let whole = 16 / s.tile.elem as i64;
+        let outer = s.view.strides.iter().filter(|(a, _)| *a != s.axes[1]).map(|(_, d)| d).chain([&s.view.offset]);
+        if let Some(d) = outer.into_iter().find(|d| plan.divisor(d) % whole != 0) {
+            return Err(format!("a stride or an offset of `{name}`, {d}, is not known to be a multiple of {whole} elements"));
+        }
+        if s.view.strides.len() > 5 || s.tile.rows > 256 {
+            return Err(format!("`{name}` has {} axes and tiles of {} rows; bulk copies have at most 5 and 256", s.view.strides.len(), s.tile.rows));
+        }
+    }
+    let loops: Vec<&Stream> = plan.body.iter().filter_map(|s| if let Step::For(l) = s { Some(l) } else { None }).collect();
+    if loops.iter().filter(|l| !l.staged.is_empty()).count() != 1 {
+        return Err("a kernel has one loop over tiles of products".into());
+    }
+    // Bounds of loops are computed by both roles.
+    let mut scalars: BTreeSet<ValueId> = BTreeSet::new();
+    for s in &plan.body {
+        if let Step::Let(v, op) = s
+            && plan.rank(*v) == Rank::NONE
+            && match op {
+                Op::Const(_) | Op::Size(_) | Op::Load(_) => true,
+                Op::Map(_, args) => args.iter().all(|a| scalars.contains(a)),
+                _ => false,
+            }
+        {
+            scalars.insert(*v);
+        }
+    }
+    if loops.iter().flat_map(|l| &l.within).flat_map(|c| &c.scalars).any(|(v, _)| !scalars.contains(v)) {
+        return Err("a bound of the loop depends on what rows compute".into());
+    }
+    Ok(())
+}
+
+/// Steps with products issued as soon as what they start from and one of their operands are known; further terms as soon as theirs are.
+fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
+    let mut made: BTreeMap<ValueId, usize> = BTreeMap::new();
+    for (i, s) in steps.iter().enumerate() {
+        match s {
+            Step::Let(v, _) if !plan.staged.contains_key(v) => _ = made.insert(*v, i + 1),
+            Step::Products(vs) => vs.iter().for_each(|v| _ = made.insert(*v, i + 1)),
+            Step::For(l) => l.carries.iter().for_each(|c| _ = made.insert(c.after, i + 1)),
+            _ => {}
+        }
+    }
+    let known = |v: &ValueId| made.get(v).copied().unwrap_or(0);
+    // Where a step reads a value first: a product that is read earlier is issued earlier.
+    let mut read: BTreeMap<ValueId, usize> = BTreeMap::new();
+    for (i, s) in steps.iter().enumerate() {
+        if let Step::Let(_, Op::Map(_, args)) = s {
+            args.iter().for_each(|v| _ = read.entry(*v).or_insert(i));
+        } else if let Step::Let(_, Op::Reduce(_, v, _) | Op::Fill { value: v, .. }) = s {
+            read.entry(*v).or_insert(i);
+        }
+    }
+    let mut issues: BTreeMap<usize, Vec<Issue>> = BTreeMap::new();
+    for s in &steps {
+        let Step::Products(vs) = s else { continue };
+        let terms = |v: &ValueId| if let Dot::Matrix { terms, .. } = &plan.dots[v] { terms.clone() } else { vec![] };
+        let inits = vs.iter().flat_map(|v| plan.inits[v].iter().flatten()).map(known).max().unwrap_or(0);
+        let firsts = vs.iter().map(|v| terms(v).iter().map(|t| known(&t.0)).min().unwrap_or(0)).max().unwrap_or(0);
+        let start = inits.max(firsts);
+        let mut order = vs.clone();
+        order.sort_by_key(|v| read.get(v).copied().unwrap_or(usize::MAX));
+        let mut later: BTreeMap<usize, Vec<Part>> = BTreeMap::new();
+        for v in &order {
+            for t in terms(v) {
+                let at = known(&t.0).max(start);
+                let parts = later.entry(at).or_default();
+                match parts.iter_mut().find(|p| p.value == *v) {
+                    Some(p) => p.terms.push(t),
+                    None => parts.push(Part { value: *v, terms: vec![t], starts: at == start }),
+                }
+            }
+        }
+        for (at, mut parts) in later {
+            if at == start {
+                // What reads an accumulator's old content starts before what replaces it; the order of issue is that of use.
+                parts.sort_by_key(|p| order.iter().position(|v| *v == p.value));
+            }
+            issues.entry(at).or_default().push(Issue { parts, waits: vec![], releases: vec![] });
+        }
+    }
+    let mut out = vec![];
+    let n = steps.len();
+    for (i, s) in steps.into_iter().enumerate() {
+        out.extend(issues.remove(&i).into_iter().flatten().map(Step::Issue));
+        match s {
+            Step::Products(_) => {}
+            Step::For(l) => {
+                let body = issued(plan, l.body);
+                out.push(Step::For(Stream { body, ..l }));
+            }
+            s => out.push(s),
+        }
+    }
+    out.extend(issues.remove(&n).into_iter().flatten().map(Step::Issue));
+    out
+}
+
+/// The loop with what each issue waits for and frees; `groups` become the ring's.
+fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream {
+    let mut spans: BTreeMap<ValueId, (usize, usize)> = BTreeMap::new();
+    let operands = |i: &Issue| -> BTreeSet<ValueId> {
+        let all = i.parts.iter().flat_map(|p| p.terms.iter().flat_map(|(a, b)| [*a, *b]));
+        all.filter(|v| plan.staged.contains_key(v) && plan.looped.contains(v)).collect()
+    };
+    for (at, s) in l.body.iter().enumerate() {
+        let Step::Issue(i) = s else { continue };
+        for v in operands(i) {
+            spans.entry(v).or_insert((at, at)).1 = at;
+        }
+    }
+    let mut by: BTreeMap<(usize, usize), Vec<ValueId>> = BTreeMap::new();
+    for (v, span) in &spans {
+        by.entry(*span).or_default().push(*v);
+    }
+    *groups = by.values().cloned().collect();
+    let last: Vec<usize> = by.keys().map(|k| k.1).collect();
+    for (at, s) in l.body.iter_mut().enumerate() {
+        let Step::Issue(i) = s else { continue };
+        let read = operands(i);
+        i.waits = (0..groups.len()).filter(|g| groups[*g].iter().any(|v| read.contains(v))).collect();
+        i.releases = (0..groups.len()).filter(|g| last[*g] == at).collect();
+    }
+    debug_assert!(l.staged.iter().all(|v| spans.contains_key(v)) && matches!(plan.p.axis(l.axis).role, Role::Stream(_)));
+    l
+}

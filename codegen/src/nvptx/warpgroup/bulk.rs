@@ -1,0 +1,101 @@
+//! Copies in bulk: a tile of a tensor map at a time, panel by panel, by one thread. The map knows sizes and strides, so that what lies
+//! beyond an axis becomes zero, and the swizzle, which is that of [`super::super::layout::Tile`].
+
+use super::super::emit::{Emit, I32};
+use super::super::layout::PANEL;
+use super::super::plan::{Plan, Staged, Step, Stream};
+use crate::Error;
+use ir::artifact::{MapAxis, TensorMap};
+use ir::tile::{AxisId, ValueId};
+
+/// The axes of a staged load's map, the contiguous one first.
+fn axes(s: &Staged) -> Vec<AxisId> {
+    let rest = s.view.strides.iter().map(|(a, _)| *a).filter(|a| !s.axes.contains(a));
+    [s.axes[1], s.axes[0]].into_iter().chain(rest).collect()
+}
+
+/// Loads in the order of their maps.
+fn mapped(plan: &Plan) -> Vec<ValueId> {
+    plan.ring.iter().flat_map(|r| r.outer.iter().chain(r.groups.iter().flatten()).copied()).collect()
+}
+
+/// The maps of a kernel by warpgroups.
+pub fn maps(plan: &Plan) -> Vec<TensorMap> {
+    let map = |v: ValueId| {
+        let s = &plan.staged[&v];
+        let axis = |a: AxisId| MapAxis {
+            size: plan.p.axis(a).size.clone(),
+            stride: s.view.stride(a).cloned().unwrap_or(ir::dim::Dim::fixed(0)),
+            tile: if a == s.axes[1] { PANEL / s.tile.elem } else if a == s.axes[0] { s.tile.rows } else { 1 },
+        };
+        TensorMap { buffer: s.view.buffer.index(), offset: s.view.offset.clone(), axes: axes(s).into_iter().map(axis).collect(), swizzle: PANEL }
+    };
+    mapped(plan).into_iter().map(map).collect()
+}
+
+impl Emit<'_> {
+    /// What the copying thread does: tiles that are there once, then the loop's, as stages become empty.
+    pub(super) fn fill_ring(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let ring = self.ring()?.clone();
+        if !ring.outer.is_empty() {
+            let object = self.object(0, None);
+            let base = self.shared_base();
+            self.fill_group(&ring.outer, &object, &base)?;
+        }
+        for s in steps {
+            if let Step::For(l) = s
+                && !l.staged.is_empty()
+            {
+                self.fill_loop(l, &ring.groups)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_loop(&mut self, l: &Stream, groups: &[Vec<ValueId>]) -> Result<(), Error> {
+        let (from, to) = self.bounds(l)?;
+        let [region, bytes, _] = self.plan.shared;
+        let base = self.shared_base();
+        let base = self.entry("addi", &base, region);
+        let (i, r, slot, parity) = (self.t.fresh(), self.t.fresh(), self.t.fresh(), self.t.fresh());
+        let (zero, one) = (self.k(0), self.k(1));
+        self.t.line(format_args!("{r}:2 = scf.for {i} = {from} to {to} step {one} iter_args({slot} = {zero}, {parity} = {zero}) -> ({I32}, {I32}) : i32 {{"));
+        let start = self.ik("muli", &i, self.plan.p.axis(l.axis).extent());
+        let outer = std::mem::replace(&mut self.start[l.axis.index()], start);
+        let here = self.ik("muli", &slot, bytes);
+        let here = self.i("addi", &base, &here);
+        // Before the first time around, every stage is empty: the phase before an object's first is over.
+        let before = self.t.op(format_args!("arith.xori {parity}, {one} : i32"));
+        for (g, vs) in groups.iter().enumerate() {
+            let (empty, full) = (self.empty(g, &slot), self.full(g, &slot));
+            self.await_object(&empty, &before);
+            self.fill_group(vs, &full, &here)?;
+        }
+        let next = self.turn(&slot, &parity);
+        self.t.line(format_args!("scf.yield {}, {} : {I32}, {I32}\n}}", next[0], next[1]));
+        self.start[l.axis.index()] = outer;
+        Ok(())
+    }
+
+    /// Copies the tiles of `vs` into the region at `base`; `object` is full when they are there.
+    fn fill_group(&mut self, vs: &[ValueId], object: &str, base: &str) -> Result<(), Error> {
+        let plan = self.plan;
+        let order = mapped(plan);
+        let bytes: usize = vs.iter().map(|v| plan.staged[v].tile.bytes()).sum();
+        let n = self.k(bytes as i64);
+        self.t.line(format_args!("nvvm.mbarrier.arrive.expect_tx {object}, {n} : !llvm.ptr<3>, i32"));
+        for v in vs {
+            let s = &plan.staged[v];
+            let map = order.iter().position(|w| w == v).ok_or_else(|| Error::Internal("a tile without a map".into()))?;
+            for panel in 0..s.tile.panels() {
+                let to = self.ik("addi", base, s.at + s.tile.panel_base(panel));
+                let to = self.shared(&to);
+                let to = self.t.op(format_args!("llvm.addrspacecast {to} : !llvm.ptr<3> to !llvm.ptr<7>"));
+                let mut at: Vec<String> = axes(s).into_iter().map(|a| self.start[a.index()].clone()).collect();
+                at[0] = self.ik("addi", &at[0].clone(), panel * s.tile.panel_cols());
+                self.t.line(format_args!("nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, %m{map}, {object}, box[{}] : !llvm.ptr<7>, !llvm.ptr", at.join(", ")));
+            }
+        }
+        Ok(())
+    }
+}

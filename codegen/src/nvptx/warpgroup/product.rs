@@ -1,0 +1,195 @@
+//! Products of warpgroups: `wgmma` on descriptors of tiles in shared memory, the left operand from there or from registers. They are
+//! issued, and awaited where a result is first read.
+//!
+//! A descriptor is an address and two strides, in units of 16 bytes (PTX ISA, "Matrix Descriptor"). In the layout of
+//! [`super::super::layout::Tile`] eight rows are 1024 bytes. Where the summed axis is contiguous, 16 of it are 32 bytes further in a row
+//! of a panel, and the second stride is not looked at. Where rows or columns of the result are, 16 of the summed axis are 16 rows
+//! further, and 64 columns the next panel.
+
+use super::super::emit::Emit;
+use super::super::layout::PANEL;
+use super::super::plan::{Dot, Issue, Rank};
+use super::super::value::{Body, Tail, Value};
+use super::ROWS;
+use crate::Error;
+use crate::text::Ty;
+use ir::tile::{AxisId, ValueId};
+use ir::types::DType;
+
+/// An operand in shared memory: descriptor, and whether the summed axis is the rows of its tile.
+struct Described {
+    descriptor: String,
+    transposed: bool,
+}
+
+impl Emit<'_> {
+    /// Starts products.
+    pub(in super::super) fn issue(&mut self, issue: &Issue) -> Result<(), Error> {
+        let plan = self.plan;
+        let mut starts = vec![];
+        // An accumulator's old content is read by all before one replaces it: those that read more of it first.
+        let mut order: Vec<usize> = (0..issue.parts.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(plan.inits[&issue.parts[*i].value].len()));
+        for i in order {
+            let p = &issue.parts[i];
+            let Dot::Matrix { n, .. } = &plan.dots[&p.value] else { return Err(Error::Internal("a product of no matrices".into())) };
+            let rank = Rank { rows: true, col: Some(*n) };
+            let acc = match (p.starts, plan.inits[&p.value].is_empty()) {
+                (true, true) => None,
+                (true, false) => Some(self.init(p.value, rank)?),
+                // Under way; the machine keeps the order.
+                (false, _) => match &self.env[p.value.index()] {
+                    Some(Value { body: Body::Regs(r), .. }) => Some(r.to_vec()),
+                    _ => return Err(Error::Internal("products that go on before they started".into())),
+                },
+            };
+            starts.push((i, acc));
+        }
+        starts.sort_by_key(|s| s.0);
+        for p in &issue.parts {
+            let Dot::Matrix { k, .. } = &plan.dots[&p.value] else { continue };
+            for (l, _) in &p.terms {
+                if !plan.staged.contains_key(l) {
+                    self.packed(*l, *k)?;
+                }
+            }
+        }
+        for g in &issue.waits {
+            if self.flight.arrived.insert(*g)
+                && let Some((slot, parity)) = self.flight.turn.clone()
+            {
+                let object = self.full(*g, &slot);
+                self.await_object(&object, &parity);
+            }
+        }
+        self.t.line("nvvm.wgmma.fence.aligned");
+        for (p, (_, acc)) in issue.parts.iter().zip(starts) {
+            let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
+            let rank = Rank { rows: true, col: Some(*n) };
+            let slices = plan.p.axis(*k).extent().div_ceil(16);
+            let mut acc = acc;
+            for (l, r) in &p.terms {
+                for slice in 0..slices {
+                    let right = self.described(*r, *k, slice, false)?;
+                    acc = Some(if plan.staged.contains_key(l) {
+                        let left = self.described(*l, *k, slice, true)?;
+                        self.wgmma(rank, acc, &[left.descriptor], Some(left.transposed), &right)
+                    } else {
+                        let words = self.packed(*l, *k)?;
+                        self.wgmma(rank, acc, &words[4 * slice..4 * slice + 4], None, &right)
+                    });
+                }
+            }
+            self.t.line("nvvm.wgmma.commit.group.sync.aligned");
+            self.flight.commits += 1;
+            self.flight.values.insert(p.value, self.flight.commits);
+            let tail = if plan.inits[&p.value].is_empty() { Tail::Zero } else { Tail::Any };
+            let acc = acc.ok_or_else(|| Error::Internal("a dot without terms".into()))?;
+            self.env[p.value.index()] = Some(Value::regs(rank, DType::F32, tail, acc));
+            self.packed.remove(&p.value);
+        }
+        for g in &issue.releases {
+            self.flight.releases.insert(*g, self.flight.commits);
+        }
+        Ok(())
+    }
+
+    /// The operand `v` at 16 of the summed axis.
+    fn described(&mut self, v: ValueId, k: AxisId, slice: usize, left: bool) -> Result<Described, Error> {
+        const L: Ty = Ty { elem: "i64", lanes: None };
+        let s = &self.plan.staged[&v];
+        let tile = s.tile;
+        let transposed = s.axes[1] != k;
+        let panel = tile.panel_base(1);
+        let (at, rows, further) = if transposed {
+            (16 * slice * PANEL, panel, panel)
+        } else {
+            let per = tile.panel_cols() / 16;
+            (slice / per * panel + slice % per * 32, ROWS * PANEL, 16)
+        };
+        let bits = (s.at + at) as i64 >> 4 | (further as i64 >> 4) << 16 | (1024 >> 4) << 32 | 1 << 62;
+        let (_, mut base) = self.region(v);
+        if left && self.plan.fragment.threads() > 128 {
+            let group = self.group_on_entry();
+            let own = self.ik("muli", &group, rows);
+            base = self.i("addi", &base, &own);
+        }
+        let base = self.ik("shrui", &base, 4);
+        let base = self.t.op(format_args!("arith.extui {base} : i32 to i64"));
+        let bits = self.t.integer(L, bits);
+        Ok(Described { descriptor: self.l("addi", &base, &bits), transposed })
+    }
+
+    /// One instruction: 64 rows a warpgroup, all columns of `rank`, 16 of the summed axis. `left`: a descriptor, and whether it is
+    /// transposed, or four words of a fragment.
+    fn wgmma(&mut self, rank: Rank, acc: Option<Vec<String>>, left: &[String], transposed: Option<bool>, right: &Described) -> Vec<String> {
+        let (rows, cols) = self.shape(rank);
+        let n = rows * cols;
+        // The instruction's order: per eight columns, two of a row, two of the row eight further.
+        let place = |i: usize| (2 * (i / 4) + i % 2) * rows + i / 2 % 2;
+        let ty = if self.plan.operand() == DType::BF16 { "bf16" } else { "f16" };
+        let tied = acc.is_some();
+        let first = if tied { 2 * n } else { n };
+        let outputs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
+        let list: Vec<String> = (0..left.len()).map(|i| format!("${}", first + i)).collect();
+        let (a, transpositions) = match transposed {
+            Some(t) => (list[0].clone(), format!("{}, ", u8::from(t))),
+            None => (format!("{{{}}}", list.join(",")), String::new()),
+        };
+        let text = format!(
+            "{{\\0A.reg .pred p;\\0Asetp.ne.b32 p, {}, 0;\\0Awgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{}}}, {a}, ${}, p, 1, 1, {transpositions}{};\\0A}}",
+            u8::from(tied), 4 * cols, outputs.join(","), first + left.len(), u8::from(right.transposed)
+        );
+        let mut inputs: Vec<(String, &str, String)> = vec![];
+        if let Some(acc) = &acc {
+            inputs.extend((0..n).map(|i| (i.to_string(), "f32", acc[place(i)].clone())));
+        }
+        let (constraint, kind) = if transposed.is_some() { ("l", "i64") } else { ("r", "i32") };
+        inputs.extend(left.iter().map(|x| (constraint.to_string(), kind, x.clone())));
+        inputs.push(("l".into(), "i64", right.descriptor.clone()));
+        let out = self.assembly(&text, n, &inputs);
+        let mut regs = vec![String::new(); n];
+        for (i, x) in out.into_iter().enumerate() {
+            regs[place(i)] = x;
+        }
+        regs
+    }
+
+    /// Inline assembly with `n` floats as results, and inputs by constraint and type.
+    fn assembly(&mut self, text: &str, n: usize, inputs: &[(String, &str, String)]) -> Vec<String> {
+        let constraints: Vec<&str> = std::iter::repeat_n("=f", n).chain(inputs.iter().map(|x| x.0.as_str())).collect();
+        let (names, types): (Vec<&str>, Vec<&str>) = inputs.iter().map(|x| (x.2.as_str(), x.1)).unzip();
+        let results = format!("!llvm.struct<({})>", vec!["f32"; n].join(", "));
+        let s = self.t.op(format_args!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{}\" {} : ({}) -> {results}",
+            constraints.join(","), names.join(", "), types.join(", ")
+        ));
+        (0..n).map(|i| self.t.op(format_args!("llvm.extractvalue {s}[{i}] : {results}"))).collect()
+    }
+
+    /// Waits for the products of `v`, if they are under way.
+    pub(in super::super) fn land(&mut self, v: ValueId) {
+        let Some(group) = self.flight.values.get(&v).copied() else { return };
+        let behind = self.flight.commits - group;
+        let mut landed: Vec<ValueId> = self.flight.values.iter().filter(|(w, g)| **g <= group && **w != v).map(|(w, _)| *w).collect();
+        landed.insert(0, v);
+        for (i, w) in landed.into_iter().enumerate() {
+            self.flight.values.remove(&w);
+            let Some(x) = self.env[w.index()].clone() else { continue };
+            let Body::Regs(regs) = &x.body else { continue };
+            // Results pass through the wait, so that nothing that reads them moves before it.
+            let text = if i == 0 { format!("wgmma.wait_group.sync.aligned {behind};") } else { String::new() };
+            let inputs: Vec<(String, &str, String)> = regs.iter().enumerate().map(|(i, r)| (i.to_string(), "f32", r.clone())).collect();
+            let out = self.assembly(&text, regs.len(), &inputs);
+            self.env[w.index()] = Some(Value::regs(x.rank, x.dtype, x.tail, out));
+        }
+        self.release(group);
+    }
+
+    /// Waits for everything under way.
+    pub(super) fn land_all(&mut self) {
+        while let Some(v) = self.flight.values.iter().max_by_key(|(_, g)| **g).map(|(v, _)| *v) {
+            self.land(v);
+        }
+    }
+}

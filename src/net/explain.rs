@@ -1,0 +1,168 @@
+//! What a network costs, from its configuration alone: nothing is read but the weights' headers, nothing allocated.
+
+use super::{Args, configuration, dims};
+use ir::dim::{Bindings, Name};
+use ir::types::DType;
+use pushforward::input::Transform;
+use serde_json::json;
+use trainer::net::checkpoint::Checkpoint;
+use trainer::net::cost::{Cost, cost};
+use trainer::net::{Config, Network, Precision, Resize, Variant};
+
+/// Sizes that networks are known for: what they are called, and T, H, W of the latent.
+const WAN: [(&str, [i64; 3]); 2] = [("832x480, 81 frames", [21, 60, 104]), ("1280x720, 81 frames", [21, 90, 160])];
+const COSMOS: [(&str, [i64; 3]); 4] =
+    [("1024x1024 image", [1, 128, 128]), ("1360x768 image", [1, 96, 170]), ("768x432, 93 frames", [24, 54, 96]), ("1280x704, 93 frames", [24, 88, 160])];
+/// Tokens of a text.
+const TEXT: i64 = 512;
+
+/// Runs it.
+pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> {
+    let config = configuration(a, weights.as_ref().ok())?;
+    let variant = match &config {
+        Config::Wan(c) => Variant { image: c.image_dim.is_some(), image_tokens: c.image_dim.map(|_| c.pos_embed_seq_len.map_or(257, |n| n / 2)), text: c.image_dim.map(|_| TEXT), ..Variant::default() },
+        Config::Cosmos(c) => Variant { condition_mask: c.in_channels > c.out_channels, padding_mask: c.concat_padding_mask.then_some(Resize::Same), fps: a.fps, ..Variant::default() },
+        Config::Dit(_) => Variant::default(),
+    };
+    let n = Network::build(&config, &Variant { qk_eps: a.qk_eps, ..variant }, Precision::F32).map_err(|e| e.to_string())?;
+    if let Ok(w) = &weights {
+        w.match_to(&n.weights)?;
+    }
+    let wrt: Vec<Name> = ["hidden_states", "timestep"].map(Into::into).to_vec();
+    let jvp = Transform::Jvp(wrt).apply(&n.function)?;
+
+    let mut rows: Vec<(String, Bindings)> = vec![];
+    let sizes = |[t, h, w]: [i64; 3]| -> Bindings { [("B", 1), ("T", t), ("H", h), ("W", w), ("L", TEXT)].into_iter().map(|(k, v)| (k.into(), v)).collect() };
+    let given = dims(&a.dim)?;
+    if !given.is_empty() {
+        let mut all = sizes([1, 1, 1]);
+        if let Some(k) = given.keys().find(|k| !all.contains_key(*k)) {
+            return Err(format!("--dim: `{k}` is no size of this network; they are B, T, H, W of the latent and L text tokens"));
+        }
+        if let (Config::Wan(_) | Config::Cosmos(_), Some(k)) = (&config, ["T", "H", "W"].iter().find(|k| !given.contains_key(**k))) {
+            return Err(format!("--dim: {k} is missing; a latent has T, H and W"));
+        }
+        all.extend(given);
+        n.check(&all).map_err(|e| e.to_string())?;
+        rows.push(("as given".into(), all));
+    } else {
+        let known: &[(&str, [i64; 3])] = match config {
+            Config::Wan(_) => &WAN,
+            Config::Cosmos(_) => &COSMOS,
+            Config::Dit(_) => &[("one image", [1, 1, 1])],
+        };
+        rows.extend(known.iter().map(|(what, s)| (what.to_string(), sizes(*s))).filter(|(_, b)| n.check(b).is_ok()));
+    }
+    let mut table: Vec<(String, Bindings, Cost, Cost)> = vec![];
+    for (what, b) in rows {
+        let (f, j) = (cost(&n.function, &b).map_err(|e| e.to_string())?, cost(&jvp, &b).map_err(|e| e.to_string())?);
+        table.push((what, b, f, j));
+    }
+    let bytes = |p: Precision| n.weights.iter().map(|w| w.len() as u64 * part_bytes(w.shape.len(), p)).sum::<u64>();
+    let (f32s, bf16s) = (bytes(Precision::F32), bytes(Precision::BF16));
+    let blocks = blocks(&n, &jvp, table.last().map(|r| &r.1))?;
+
+    if a.json {
+        let rows: Vec<_> = table
+            .iter()
+            .map(|(what, b, f, j)| {
+                let sizes: serde_json::Map<String, serde_json::Value> = b.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect();
+                let cost = |c: &Cost| json!({"flops": c.flops(), "attention": c.attention, "linear": c.linear, "other": c.other});
+                json!({"what": what, "dims": sizes, "tokens": tokens(&config, b), "forward": cost(f), "jvp": cost(j), "flop_ratio": j.products() / f.products()})
+            })
+            .collect();
+        let blocks: Vec<_> = blocks.iter().map(|b| json!({"function": b.name, "calls": b.calls, "kernels": b.kernels})).collect();
+        println!("{}", json!({"network": config.class(), "parameters": n.parameters(), "tensors": n.weights.len(), "bytes_f32": f32s, "bytes_bf16": bf16s, "sizes": rows, "functions": blocks}));
+        return Ok(());
+    }
+    println!("{}: {} parameters in {} tensors; {:.2} GB of weights in f32, {:.2} GB in bf16", config.class(), grouped(n.parameters()), n.weights.len(), f32s as f64 / 1e9, bf16s as f64 / 1e9);
+    println!("{}", describe(&config));
+    println!("  {:<22}{:>10}{:>14}{:>12}{:>12}{:>14}{:>8}", "", "tokens", "forward", "attention", "linear", "jvp", "ratio");
+    for (what, b, f, j) in &table {
+        println!("  {what:<22}{:>10}{:>14}{:>12}{:>12}{:>14}{:>8.3}", tokens(&config, b), tera(f.products()), tera(f.attention), tera(f.linear), tera(j.products()), j.products() / f.products());
+    }
+    println!("  (operations of contractions, a batch of one, {TEXT} text tokens unless --dim says otherwise; the JVP is along hidden_states and timestep)");
+    for b in &blocks {
+        println!("  {}: {} call{}, {} kernel{} each", b.name, b.calls, if b.calls == 1 { "" } else { "s" }, b.kernels, if b.kernels == 1 { "" } else { "s" });
+    }
+    Ok(())
+}
+
+/// Bytes of a weight's element: vectors stay wide.
+fn part_bytes(rank: usize, p: Precision) -> u64 {
+    use trainer::net::precision::Part;
+    p.dtype(if rank > 1 { Part::Matrix } else { Part::Vector }).bytes() as u64
+}
+
+/// A function of a program and how many kernels a call of it is.
+struct Block {
+    name: String,
+    calls: usize,
+    kernels: usize,
+}
+
+/// The functions that the forward program and the JVP call, fused for the last sizes of the table.
+fn blocks(n: &Network, jvp: &ir::graph::Function, dims: Option<&Bindings>) -> Result<Vec<Block>, String> {
+    let Some(dims) = dims else { return Ok(vec![]) };
+    let mut all = vec![];
+    for f in [&n.function, jvp] {
+        for c in f.callees() {
+            let calls = f.eqns.iter().filter(|e| matches!(&e.op, ir::prim::Prim::Call(k) if k.function == c && k.result == 0)).count();
+            if all.iter().any(|b: &Block| *b.name == *c.name) {
+                continue;
+            }
+            let fused = pushforward::machine::compile(&c, dims, DType::F32)?;
+            all.push(Block { name: c.name.to_string(), calls, kernels: fused.programs.len() });
+        }
+    }
+    Ok(all)
+}
+
+/// The number of tokens.
+fn tokens(config: &Config, b: &Bindings) -> i64 {
+    let patch = match config {
+        Config::Wan(c) => c.patch_size,
+        Config::Cosmos(c) => c.patch_size,
+        Config::Dit(c) => return c.sample_size.iter().map(|n| n / c.patch_size).product(),
+    };
+    ["T", "H", "W"].iter().zip(patch).map(|(n, p)| b.get(*n).copied().unwrap_or(1) / p).product()
+}
+
+/// Sizes in a line.
+fn describe(config: &Config) -> String {
+    match config {
+        Config::Wan(c) => format!(
+            "  {} layers, width {} ({} heads of {}), feed-forward {}, text {}, channels {} to {}, patches {:?}{}",
+            c.num_layers, c.dim(), c.num_attention_heads, c.attention_head_dim, c.ffn_dim, c.text_dim, c.in_channels, c.out_channels, c.patch_size,
+            c.image_dim.map_or(String::new(), |n| format!(", image {n}"))
+        ),
+        Config::Cosmos(c) => format!(
+            "  {} layers, width {} ({} heads of {}), feed-forward {}, modulation rank {}, text {}, channels {} to {}{}, patches {:?}, rope scale {:?}",
+            c.num_layers, c.dim(), c.num_attention_heads, c.attention_head_dim, c.ffn_dim, c.adaln_lora_dim, c.text_embed_dim, c.in_channels, c.out_channels,
+            if c.concat_padding_mask { " and a padding mask" } else { "" }, c.patch_size, c.rope_scale
+        ),
+        Config::Dit(c) => format!("  {} layers, width {} ({} heads of {}), {:?} pixels, {} classes", c.num_layers, c.dim(), c.num_attention_heads, c.attention_head_dim, c.sample_size, c.num_classes),
+    }
+}
+
+/// `1,418,996,800`.
+fn grouped(n: u64) -> String {
+    let s = n.to_string();
+    let mut out = String::new();
+    for (i, c) in s.chars().enumerate() {
+        if i > 0 && (s.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Operations in a unit that fits.
+fn tera(x: f64) -> String {
+    match x {
+        x if x >= 1e11 => format!("{:.2} T", x / 1e12),
+        x if x >= 1e8 => format!("{:.2} G", x / 1e9),
+        x => format!("{:.2} M", x / 1e6),
+    }
+}

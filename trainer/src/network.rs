@@ -1,0 +1,361 @@
+//! A network as training methods see it: a function of a noisy sample, its time and its condition, and the programs that the compiler makes of it.
+//!
+//! ```text
+//! velocity     v(x, t)                                           for samplers, teachers, rollouts
+//! tangent      v and (∂ₓv)·x.t + (∂ₜv)·t.t                       forward mode along the sample and its time
+//! pullback     Σ ct·∂v/∂θ for a cotangent that is known          where the target is already there (consistency, distribution matching)
+//! regression   Σ_i w_i·‖v_i − target_i‖² and its gradient        forward and backward in one program (flow matching, critics)
+//! ```
+//!
+//! The function predicts the velocity `ε − x₀` of a rectified flow; what other parametrisations need of it is in `scaling`. Times are u in 0..1 here, and the
+//! network sees `time_scale·u`.
+
+use crate::method::{Condition, Weights};
+use crate::program::{Options, Program};
+use crate::rows::Rows;
+use ir::builder::Builder;
+use ir::diagnostic::Error;
+use ir::dim::{Bindings, Name};
+use ir::graph::{Function, Port};
+use ir::tensor::Tensor;
+use ir::types::DType;
+use passes::ad::Transform;
+use std::collections::BTreeMap;
+
+/// A function and what its parameters are for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Network {
+    /// The function, in f32; a program of another type reads it in that type.
+    pub function: Function,
+    /// The parameter that is the noisy sample, `[B, …]`.
+    pub x: Name,
+    /// The parameters that are times, `[B]` or `[B, …]` with one value a sample; one, or two where the network jumps between times.
+    pub times: Vec<Name>,
+    /// The parameters that are conditions, `[B, …]`.
+    pub condition: Vec<Name>,
+    /// The result that is the velocity, of the sample's shape.
+    pub result: Name,
+    /// The result `[B, …, C]` whose last axis are features for a discriminator, if there is one.
+    pub features: Option<Name>,
+    /// What the network's times are multiplied by: 1000 for Wan, 1 for Cosmos.
+    pub time_scale: f64,
+    /// Sizes of everything but the batch.
+    pub dims: Bindings,
+}
+
+impl Network {
+    /// A function `f(x, times…, condition…, weights…) -> (velocity, …)`: all parameters that are not named are weights.
+    ///
+    /// # Errors
+    /// A name that is no parameter or result, a sample without a batch axis of a free size, or weights that are no floats.
+    pub fn new(function: Function, x: &str, times: &[&str], condition: &[&str], result: &str) -> Result<Network, Error> {
+        let names = |l: &[&str]| l.iter().map(|n| Name::from(*n)).collect::<Vec<_>>();
+        let n = Network { x: x.into(), times: names(times), condition: names(condition), result: result.into(), features: None, time_scale: 1.0, dims: Bindings::new(), function };
+        let port = |ports: &[Port], name: &str, what: &str| -> Result<(), Error> {
+            let all = || ports.iter().map(|p| &*p.name).collect::<Vec<_>>().join(", ");
+            if ports.iter().any(|p| *p.name == *name) { Ok(()) } else { Err(Error::new(format!("network `{}` has no {what} `{name}`", n.function.name)).hint(format!("there are {}", all()))) }
+        };
+        for p in [&n.x].into_iter().chain(&n.times).chain(&n.condition) {
+            port(&n.function.params, p, "parameter")?;
+        }
+        port(&n.function.results, &n.result, "result")?;
+        n.batch()?;
+        let weights = n.weights();
+        if let Some(p) = n.function.params.iter().find(|p| weights.contains(&p.name) && !n.function.ty(p.var).dtype.is_float()) {
+            return Err(Error::new(format!("network `{}`: weight `{}` is {}, and only floats are trained", n.function.name, p.name, n.function.ty(p.var))).hint("name it among the conditions, or make it a constant"));
+        }
+        Ok(n)
+    }
+    /// With times multiplied by `scale`.
+    #[must_use]
+    pub fn scaled(self, scale: f64) -> Network {
+        Network { time_scale: scale, ..self }
+    }
+    /// With a number for a dimension.
+    #[must_use]
+    pub fn with(mut self, dim: &str, size: i64) -> Network {
+        self.dims.insert(dim.into(), size);
+        self
+    }
+    /// Names of the weights, in the order of the parameters.
+    pub fn weights(&self) -> Vec<Name> {
+        let other = |n: &Name| *n == self.x || self.times.contains(n) || self.condition.contains(n);
+        self.function.params.iter().map(|p| p.name.clone()).filter(|n| !other(n)).collect()
+    }
+    /// The dimension that is the batch: the size of the sample's first axis.
+    pub(crate) fn batch(&self) -> Result<Name, Error> {
+        let ty = self.function.param(&self.x).map(|v| self.function.ty(v));
+        let size = ty.and_then(|t| t.axes.first()).and_then(|a| a.size.as_sym()).cloned();
+        size.ok_or_else(|| Error::new(format!("network `{}`: the first axis of `{}` must have a free size, the batch", self.function.name, self.x)))
+    }
+    /// The function with `result` alone, and the equations that it needs.
+    pub(crate) fn only(&self, result: &str) -> Result<Function, Error> {
+        let port = self.function.results.iter().find(|r| *r.name == *result).cloned();
+        let port = port.ok_or_else(|| Error::new(format!("network `{}` has no result `{result}`", self.function.name)))?;
+        let mut needed = vec![false; self.function.vars.len()];
+        needed[port.var.index()] = true;
+        let mut eqns = vec![];
+        for e in self.function.eqns.iter().rev() {
+            if needed[e.out.index()] {
+                e.args.iter().for_each(|a| needed[a.index()] = true);
+                eqns.push(e.clone());
+            }
+        }
+        eqns.reverse();
+        Ok(Function { results: vec![port], eqns, ..self.function.clone() })
+    }
+    /// `loss[B] = Σ (velocity − target)²`, with the parameter `target`.
+    fn regression(&self) -> Result<Function, Error> {
+        let f = self.only(&self.result)?;
+        let v = f.results[0].var;
+        let ty = f.ty(v).clone();
+        let mut b = Builder::extend(f);
+        b.clear_results();
+        let target = b.param(TARGET, ty.clone());
+        let gap = b.sub(v, target)?;
+        let square = b.mul(gap, gap)?;
+        let rest: Vec<Name> = ty.axes.iter().skip(1).map(|a| a.name.clone()).collect();
+        let loss = b.reduce_sum(square, &rest)?;
+        b.result(LOSS, loss);
+        Ok(b.finish())
+    }
+}
+
+/// The parameter of a regression that is its target.
+const TARGET: &str = "regression.target";
+/// The result that is a loss, one number a sample.
+pub(crate) const LOSS: &str = "regression.loss";
+
+/// Which program.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    Velocity,
+    Tangent,
+    Pullback,
+    Regression,
+}
+
+/// A network with weights, and its programs, each made when it is first needed and for a batch size.
+pub struct Model {
+    network: Network,
+    options: Options,
+    weights: Weights,
+    /// Goes up with the weights: what programs have of them.
+    version: u64,
+    programs: BTreeMap<(Kind, usize), (Program, u64)>,
+    evaluations: u64,
+    launches: u64,
+}
+
+/// What a gradient program says.
+pub struct Gradient {
+    /// Of each weight.
+    pub weights: Weights,
+    /// Of each sample, without weights; empty where only the cotangent was given.
+    pub loss: Vec<f64>,
+}
+
+impl Model {
+    /// A network with its weights.
+    ///
+    /// # Errors
+    /// A weight that is missing, unknown, or of another shape.
+    pub fn new(network: Network, weights: &Weights, options: &Options) -> Result<Model, Error> {
+        let mut f = Model { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0 };
+        f.set_weights(weights)?;
+        Ok(f)
+    }
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+    /// How its programs run.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+    /// Other weights of the same shapes.
+    ///
+    /// # Errors
+    /// A weight that is missing, unknown, or of another shape.
+    pub fn set_weights(&mut self, weights: &Weights) -> Result<(), Error> {
+        let (f, name) = (&self.network.function, &self.network.function.name);
+        let wanted = self.network.weights();
+        if let Some(n) = weights.keys().find(|n| !wanted.contains(n)) {
+            return Err(Error::new(format!("network `{name}` has no weight `{n}`")));
+        }
+        let mut checked = Weights::new();
+        for p in f.params.iter().filter(|p| wanted.contains(&p.name)) {
+            let (ty, t) = (f.ty(p.var), weights.get(&p.name).ok_or_else(|| Error::new(format!("network `{name}`: no weight `{}` ({})", p.name, f.ty(p.var))))?);
+            let fits = ty.axes.len() == t.shape().len() && ty.axes.iter().zip(t.shape()).all(|(a, n)| a.size.eval(&self.network.dims).map_or(true, |s| s == *n as i64));
+            if !fits {
+                return Err(Error::new(format!("network `{name}`: weight `{}` is {ty}, but the tensor has shape {:?}", p.name, t.shape())));
+            }
+            checked.insert(p.name.clone(), t.convert(self.options.dtype));
+        }
+        self.weights = checked;
+        self.version += 1;
+        Ok(())
+    }
+    /// Kernel launches of its programs so far; none on the reference evaluator.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+    /// Runs of its programs so far: evaluations of the network, with or without a derivative.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations
+    }
+    /// The program of a kind for a batch size, with the weights as they are now.
+    fn program(&mut self, kind: Kind, batch: usize) -> Result<&mut Program, Error> {
+        let n = &self.network;
+        if !self.programs.contains_key(&(kind, batch)) {
+            let mut dims = n.dims.clone();
+            dims.insert(n.batch()?, batch as i64);
+            let along: Vec<Name> = [&n.x].into_iter().chain(&n.times).cloned().collect();
+            let (f, transforms) = match kind {
+                Kind::Velocity => (n.only(&n.result)?, vec![]),
+                Kind::Tangent => (n.only(&n.result)?, vec![Transform::Jvp(along)]),
+                Kind::Pullback => (n.only(&n.result)?, vec![Transform::Vjp(n.weights())]),
+                Kind::Regression => (n.regression()?, vec![Transform::Vjp(n.weights())]),
+            };
+            let shapes = |name: &str| self.weights.get(name).map(|t| t.shape().to_vec());
+            let dims = f.bind(&shapes, &dims).map_err(Error::new)?;
+            let p = Program::new(&f, &transforms, &dims, &self.options).map_err(|e| Error::new(format!("network `{}`: {e}", n.function.name)))?;
+            self.programs.insert((kind, batch), (p, 0));
+        }
+        let (p, version) = self.programs.get_mut(&(kind, batch)).ok_or_else(|| Error::new("a program that was just made is gone"))?;
+        if *version != self.version {
+            for (name, t) in &self.weights {
+                p.set(name, t).map_err(Error::new)?;
+            }
+            *version = self.version;
+        }
+        Ok(p)
+    }
+    /// The tensors of a point: sample, times, condition, by parameter.
+    fn inputs(&self, at: &Point, suffix: &str) -> Result<Vec<(String, Tensor)>, Error> {
+        let (n, dtype, batch) = (&self.network, self.options.dtype, at.x.batch());
+        if at.times.len() != n.times.len() {
+            return Err(Error::new(format!("network `{}` has {} times, but {} given", n.function.name, n.times.len(), at.times.len())));
+        }
+        let mut list = vec![(format!("{}{suffix}", n.x), at.x.tensor(dtype)?)];
+        for (name, values) in n.times.iter().zip(&at.times) {
+            if values.len() != batch {
+                return Err(Error::new(format!("{batch} samples, but {} values of time `{name}`", values.len())));
+            }
+            // One value a sample, whatever else the parameter's axes are.
+            let mut dims = n.dims.clone();
+            dims.insert(n.batch()?, batch as i64);
+            let ty = n.function.param(name).map(|v| n.function.ty(v)).ok_or_else(|| Error::new(format!("no time `{name}`")))?;
+            let shape = ty.sizes(&dims).map_err(|e| Error::new(format!("time `{name}`: {e}")))?;
+            let each = shape.iter().skip(1).product::<usize>();
+            let data: Vec<f64> = values.iter().flat_map(|u| std::iter::repeat_n(n.time_scale * u, each)).collect();
+            list.push((format!("{name}{suffix}"), Tensor::from_f64(dtype, &shape, &data)?));
+        }
+        Ok(list)
+    }
+    fn condition(&self, condition: &Condition) -> Result<Vec<(String, Tensor)>, Error> {
+        let n = &self.network;
+        let mut list = vec![];
+        for name in &n.condition {
+            let t = condition.get(name).ok_or_else(|| {
+                Error::new(format!("network `{}` wants the condition `{name}`", n.function.name)).hint(format!("given are {}", condition.keys().map(|k| &**k).collect::<Vec<_>>().join(", ")))
+            })?;
+            let float = n.function.param(name).is_some_and(|v| n.function.ty(v).dtype.is_float());
+            list.push((name.to_string(), if float { t.convert(self.options.dtype) } else { t.convert(DType::I32) }));
+        }
+        Ok(list)
+    }
+    /// Sample, times and condition by parameter, as a program of this network's dtype takes them.
+    pub(crate) fn point(&self, at: &Point, condition: &Condition) -> Result<Vec<(String, Tensor)>, Error> {
+        let mut inputs = self.inputs(at, "")?;
+        inputs.extend(self.condition(condition)?);
+        Ok(inputs)
+    }
+    fn run(&mut self, kind: Kind, batch: usize, inputs: &[(String, Tensor)]) -> Result<BTreeMap<Name, Tensor>, Error> {
+        let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let name = self.network.function.name.clone();
+        let p = self.program(kind, batch)?;
+        let out = p.run(&list).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
+        let launches = p.launches() as u64;
+        (self.launches, self.evaluations) = (self.launches + launches, self.evaluations + 1);
+        Ok(out)
+    }
+    /// A result as samples of the point's shape.
+    fn samples(&self, results: &BTreeMap<Name, Tensor>, name: &str, like: &Rows) -> Result<Rows, Error> {
+        let t = results.get(name).ok_or_else(|| Error::new(format!("network `{}`: no result `{name}`; is it a function of the sample?", self.network.function.name)))?;
+        let r = Rows::from_tensor(t)?;
+        if r.batch() != like.batch() || r.width() != like.width() {
+            return Err(Error::new(format!("network `{}`: `{name}` has shape {:?}, but the sample {:?}", self.network.function.name, r.shape(), like.shape())));
+        }
+        Rows::new(like.shape(), r.data().to_vec())
+    }
+    /// The velocity at a point.
+    ///
+    /// # Errors
+    /// A point or a condition that does not fit the network, or a program that cannot be made.
+    pub fn velocity(&mut self, at: &Point, condition: &Condition) -> Result<Rows, Error> {
+        let inputs = self.point(at, condition)?;
+        let out = self.run(Kind::Velocity, at.x.batch(), &inputs)?;
+        self.samples(&out, &self.network.result, at.x)
+    }
+    /// The velocity at a point and its tangent along a direction, whose times are per unit of u.
+    ///
+    /// # Errors
+    /// As [`Model::velocity`].
+    pub fn tangent(&mut self, at: &Point, along: &Point, condition: &Condition) -> Result<(Rows, Rows), Error> {
+        let mut inputs = self.inputs(at, "")?;
+        inputs.extend(self.inputs(along, ".t")?);
+        inputs.extend(self.condition(condition)?);
+        let out = self.run(Kind::Tangent, at.x.batch(), &inputs)?;
+        let result = &self.network.result;
+        Ok((self.samples(&out, result, at.x)?, self.samples(&out, &format!("{result}.t"), at.x)?))
+    }
+    /// The gradient of the weights for a cotangent of the velocity.
+    ///
+    /// # Errors
+    /// As [`Model::velocity`].
+    pub fn pullback(&mut self, at: &Point, condition: &Condition, cotangent: &Rows) -> Result<Gradient, Error> {
+        let mut inputs = self.point(at, condition)?;
+        inputs.push((format!("{}.ct", self.network.result), cotangent.tensor(self.options.dtype)?));
+        let out = self.run(Kind::Pullback, at.x.batch(), &inputs)?;
+        Ok(Gradient { weights: self.gradients(out)?, loss: vec![] })
+    }
+    /// `‖v − target‖²` of each sample, and the gradient of their sum with `weights`.
+    ///
+    /// # Errors
+    /// As [`Model::velocity`].
+    pub fn regression(&mut self, at: &Point, condition: &Condition, target: &Rows, weights: &[f64]) -> Result<Gradient, Error> {
+        let mut inputs = self.point(at, condition)?;
+        inputs.push((TARGET.into(), target.tensor(self.options.dtype)?));
+        inputs.push((format!("{LOSS}.ct"), Tensor::from_f64(self.options.dtype, &[weights.len()], weights)?));
+        let out = self.run(Kind::Regression, at.x.batch(), &inputs)?;
+        let loss = out.get(LOSS).map(Tensor::to_f64).ok_or_else(|| Error::new("a regression without its loss"))?;
+        Ok(Gradient { weights: self.gradients(out)?, loss })
+    }
+    fn gradients(&self, mut out: BTreeMap<Name, Tensor>) -> Result<Weights, Error> {
+        let one = |n: Name| {
+            let g = out.remove(&*format!("{n}.ct")).ok_or_else(|| Error::new(format!("no gradient of weight `{n}`")))?;
+            Ok((n, g))
+        };
+        self.network.weights().into_iter().map(one).collect()
+    }
+}
+
+/// Where a network is evaluated, or a direction in which: samples and one value of each time for each of them.
+pub struct Point<'a> {
+    /// `[B, …]`.
+    pub x: &'a Rows,
+    /// Of each of the network's times, B values of u.
+    pub times: Vec<&'a [f64]>,
+}
+
+impl<'a> Point<'a> {
+    /// With one time.
+    pub fn new(x: &'a Rows, u: &'a [f64]) -> Point<'a> {
+        Point { x, times: vec![u] }
+    }
+}

@@ -1,0 +1,47 @@
+//! A program compiled for this CPU: launches, a plan of its memory, kernels.
+
+use super::{Options, kernels};
+use ir::dim::Bindings;
+use ir::graph::Function;
+use ir::tensor::Tensor;
+use ir::types::DType;
+use passes::fuse;
+use runtime::cache::Cache;
+use runtime::cpu::{Execution, Pool};
+use runtime::plan::Plan;
+
+pub(super) struct Cpu {
+    execution: Execution,
+    pool: Pool,
+}
+
+impl Cpu {
+    pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
+        let sequence = fuse::sequence(f, &fuse::Options::cpu(dims, options.dtype)).map_err(|e| e.to_string())?;
+        let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
+        let target = codegen::Target::host().map_err(|e| e.to_string())?;
+        let kernels = kernels::compile(&sequence.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
+        let pool = options.threads.map_or_else(Pool::from_env, Pool::new);
+        Ok(Cpu { execution: Execution::new(plan, kernels, pool.threads()).map_err(|e| e.to_string())?, pool })
+    }
+    pub fn plan(&self) -> &Plan {
+        self.execution.plan()
+    }
+    pub fn launches(&self) -> usize {
+        self.plan().launches.len()
+    }
+    pub fn kernels(&self) -> usize {
+        self.plan().kernels.len()
+    }
+    pub fn peak_bytes(&self) -> usize {
+        self.plan().peak_bytes()
+    }
+    /// The type in which a parameter is read.
+    pub fn stored(&self, name: &str) -> Option<DType> {
+        let p = self.plan();
+        p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+    }
+    pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
+        self.execution.run(&self.pool, inputs).map_err(|e| e.to_string())
+    }
+}
