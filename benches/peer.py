@@ -4,7 +4,8 @@
 Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan] [--json OUT.json]
 Needs PyTorch (`./dev peer` installs it into target/peer) and a built `target/release/pushforward`.
 Machines are noisy: read the ratios, not the milliseconds. GFLOP/s count 12 N^2 d per head for the JVP of attention, 4 N^2 d for its
-forward; causal counts N(N+1)/2 pairs.
+forward, 14 N^2 d for forward and backward (2 products and 5); causal counts N(N+1)/2 pairs. PyTorch's side of the backward is the
+fastest of its CPU kernels for the operation.
 """
 import argparse
 import json
@@ -41,10 +42,10 @@ def sgemm(runs=9):
     return 2 * 2048**3 / median_seconds(lambda: a @ b, runs) / 1e9
 
 
-def ours(file, function, jvp, dims, runs, threads):
+def ours(file, function, transform, dims, runs, threads):
     command = [str(ROOT / "target/release/pushforward"), "bench", str(ROOT / file), "--runs", str(runs), "--threads", str(threads), "--json", "--dim", dims]
     command += ["--fn", function] if function else []
-    command += ["--jvp", jvp] if jvp else []
+    command += list(transform)
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -72,20 +73,38 @@ def torch_forward(n, d):
     return run
 
 
+def torch_backward(n, d, causal=False):
+    x = [t.requires_grad_() for t in qkv(n, d)]
+    seed = torch.randn(1, 8, n, d)
+
+    def by(backend):
+        def run():
+            with sdpa_kernel([backend]):
+                torch.autograd.grad(F.scaled_dot_product_attention(*x, is_causal=causal), x, seed)
+
+        return run
+
+    return min((by(b) for b in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)), key=lambda run: median_seconds(run, 1))
+
+
 def attention_flops(n, d, per_pair, causal=False):
     pairs = n * (n + 1) / 2 if causal else n * n
     return 8 * per_pair * pairs * d
 
 
-# name: (what, file, function, jvp, dims, flops, PyTorch's side or None, repetitions of that side)
+# name: (what, file, function, transforms, dims, flops, PyTorch's side or None, repetitions of that side)
 CASES = {
-    "jvp64": ("attention JVP, N 4096, d 64", "examples/attention.pf", None, "q,k,v", "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 12), lambda: torch_jvp(4096, 64), 3),
-    "jvp128": ("attention JVP, N 4096, d 128", "examples/attention.pf", None, "q,k,v", "B=1,H=8,I=4096,J=4096,D=128", attention_flops(4096, 128, 12), None, 0),
-    "causal64": ("causal JVP, N 4096, d 64", "examples/attention_variants.pf", "causal", "q,k,v", "B=1,H=8,I=4096,J=4096,D=64,E=64", attention_flops(4096, 64, 12, True), None, 0),
-    "forward64": ("attention forward, N 4096, d 64", "examples/attention.pf", None, None, "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 4), lambda: torch_forward(4096, 64), 9),
-    "xent": ("JVP of cross-entropy of a linear layer, 2048 x 512 x 32768", "examples/cross_entropy.pf", None, "x,w", "M=2048,K=512,V=32768", 3 * 2 * 2048 * 512 * 32768, None, 0),
-    "gelu": ("JVP of gelu of a linear layer, 2048 x 1536 x 6144", "examples/gelu_linear.pf", None, "x,w", "M=2048,K=1536,N=6144", 3 * 2 * 2048 * 1536 * 6144, None, 0),
-    "norm": ("JVP of norm and modulation, 8192 x 1536", "examples/norm_modulate.pf", None, "x", "B=2,N=4096,D=1536", None, None, 0),
+    "jvp64": ("attention JVP, N 4096, d 64", "examples/attention.pf", None, ("--jvp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 12), lambda: torch_jvp(4096, 64), 3),
+    "jvp128": ("attention JVP, N 4096, d 128", "examples/attention.pf", None, ("--jvp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=128", attention_flops(4096, 128, 12), None, 0),
+    "causal64": ("causal JVP, N 4096, d 64", "examples/attention_variants.pf", "causal", ("--jvp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=64,E=64", attention_flops(4096, 64, 12, True), None, 0),
+    "forward64": ("attention forward, N 4096, d 64", "examples/attention.pf", None, (), "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 4), lambda: torch_forward(4096, 64), 9),
+    "vjp64": ("attention forward and backward, N 4096, d 64", "examples/attention.pf", None, ("--vjp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=64", attention_flops(4096, 64, 14), lambda: torch_backward(4096, 64), 7),
+    "vjp128": ("attention forward and backward, N 4096, d 128", "examples/attention.pf", None, ("--vjp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=128", attention_flops(4096, 128, 14), lambda: torch_backward(4096, 128), 5),
+    "vjpcausal64": ("causal forward and backward, N 4096, d 64", "examples/attention_variants.pf", "causal", ("--vjp", "q,k,v"), "B=1,H=8,I=4096,J=4096,D=64,E=64", attention_flops(4096, 64, 14, True), lambda: torch_backward(4096, 64, True), 7),
+    "gelubackward": ("gelu of a linear layer and its gradients, 2048 x 1536 x 6144", "examples/gelu_linear.pf", None, ("--vjp", "x,w"), "M=2048,K=1536,N=6144", 3 * 2 * 2048 * 1536 * 6144, None, 0),
+    "xent": ("JVP of cross-entropy of a linear layer, 2048 x 512 x 32768", "examples/cross_entropy.pf", None, ("--jvp", "x,w"), "M=2048,K=512,V=32768", 3 * 2 * 2048 * 512 * 32768, None, 0),
+    "gelu": ("JVP of gelu of a linear layer, 2048 x 1536 x 6144", "examples/gelu_linear.pf", None, ("--jvp", "x,w"), "M=2048,K=1536,N=6144", 3 * 2 * 2048 * 1536 * 6144, None, 0),
+    "norm": ("JVP of norm and modulation, 8192 x 1536", "examples/norm_modulate.pf", None, ("--jvp", "x"), "B=2,N=4096,D=1536", None, None, 0),
 }
 
 # The small Wan: width 384, feed-forward 2240, 6 layers, 8 x 16 x 16 = 2,048 tokens, a text of 512.
@@ -163,13 +182,13 @@ def main():
         if name == "wan":
             results.update(small_wan(a))
             continue
-        what, file, function, jvp, dims, flops, peer, peer_runs = CASES[name]
+        what, file, function, transforms, dims, flops, peer, peer_runs = CASES[name]
         gemm = [sgemm()]
-        first = ours(file, function, jvp, dims, a.runs, a.threads)
+        first = ours(file, function, transforms, dims, a.runs, a.threads)
         gemm.append(sgemm())
         theirs = median_seconds(peer(), peer_runs) if peer else None
         gemm.append(sgemm())
-        second = ours(file, function, jvp, dims, a.runs, a.threads)
+        second = ours(file, function, transforms, dims, a.runs, a.threads)
         gemm.append(sgemm())
         seconds = statistics.median([first["seconds"], second["seconds"]])
         r = {"what": what, "seconds": seconds, "peer_seconds": theirs, "sgemm_gflops": gemm, "generation_seconds": first["generation_seconds"], "peak_extra_bytes": first["peak_extra_bytes"]}

@@ -205,11 +205,17 @@ fn wrong_input_is_said_exactly() {
     let size = two(&d, "size.safetensors", &[3]);
     let lacking = tensor_file(&d, "lacking.safetensors", &[("a", &[2], vec![0.0; 2])]);
     let right = two(&d, "right.safetensors", &[2]);
+    let extra = tensor_file(&d, "extra.safetensors", &[("a", &[2], vec![0.0; 2]), ("b", &[2], vec![0.0; 2]), ("bb", &[2], vec![0.0; 2])]);
+    let misspelt = tensor_file(&d, "misspelt.safetensors", &[("a", &[2], vec![0.0; 2]), ("bx", &[2], vec![0.0; 2])]);
     let cases = [
         (vec!["run", &f, "--inputs", &rank], "error: input `a` has shape [2, 1], but the parameter is f32[N]\n".to_string()),
         (vec!["run", &f, "--inputs", &size], "error: dimension `N` is 3, but 2 in input `b` of shape [2] (f32[N])\n".into()),
         (vec!["run", &f, "--inputs", &right, "--dim", "N=5"], "error: dimension `N` is 5, but 2 in input `a` of shape [2] (f32[N])\n".into()),
         (vec!["run", &f, "--inputs", &lacking], format!("error: run: {lacking} has no tensor `b` (f32[N])\n")),
+        (vec!["run", &f, "--inputs", &extra], format!("error: run: {extra} has a tensor `bb`, but `f` has no such parameter; did you mean `b`?\n")),
+        (vec!["run", &f, "--inputs", &misspelt], format!("error: run: {misspelt} has no tensor `b` (f32[N]); is `bx` meant to be it?\n")),
+        (vec!["check", &f, "--wrt", "a", "--vjp", "a"], "error: --wrt stands for --jvp; give either\n".into()),
+        (vec!["check", &f, "--vjp", "z"], "error: f: vjp: `z` is not a parameter of `f` (hint: its parameters are a, b)\n".into()),
         (vec!["run", &f, "--fn", "g"], format!("error: {f}: no function `g`; there are: f\n")),
         (vec!["check", &f, "--fn", "g"], format!("error: {f}: no function `g`; there are: f\n")),
         (vec!["run", &f, "--dim", "M=3"], "error: --dim: `M` is no dimension of `f`; there are: N\n".into()),
@@ -390,4 +396,23 @@ fn devices_are_listed_with_or_without_a_gpu() {
     assert!(v["cpu"]["threads"] == 1 && v["cpu"]["copy_bandwidth"].as_f64().unwrap() > 0.0);
     let cuda = &v["cuda"];
     assert!(cuda["devices"].as_array().is_some_and(|l| !l.is_empty()) || cuda["reason"].as_str().is_some_and(|r| !r.is_empty()) || cuda["version"].is_array(), "{cuda}");
+}
+
+#[test]
+fn gradients_are_checked_by_the_dot_product_law() {
+    let d = dir();
+    let junit = path(&d, "out.xml");
+    let table = good(&d, &["check", ATTENTION, "--vjp", "all", "--cases", "2", "--junit", &junit]);
+    assert!(table.lines().next().unwrap().contains("dot products") && table.contains("bounds: dot products 1e-10"), "{table}");
+    assert_eq!(xml(&junit).0.iter().filter(|n| *n == "testcase").count(), 2);
+    // Of second order, both ways round, and on the PTX machine.
+    for (transforms, mode) in [(["--jvp", "all", "--vjp", "all"], "vjp"), (["--vjp", "q,k", "--jvp", "q,o.ct"], "jvp")] {
+        let v = json(&d, &[&["check", ATTENTION, "--cases", "1", "--json"][..], &transforms].concat());
+        let case = &v["cases"][0];
+        let law = if mode == "vjp" { "dot_products" } else { "difference" };
+        assert!(case["mode"] == mode && case["good"] == true && case[law].as_f64().unwrap() < 1e-6 && case["cpu"].as_f64().unwrap() < 2e-5, "{v}");
+    }
+    let sim = good(&d, &["check", ATTENTION, "--vjp", "all", "--cases", "1", "--on", "sim"]);
+    assert!(sim.contains("sim f32") && !sim.contains("cpu f32"), "{sim}");
+    pushforward::check::assert_gradients(Path::new(env!("CARGO_MANIFEST_DIR")).join(ATTENTION), 1);
 }

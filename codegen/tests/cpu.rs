@@ -386,6 +386,38 @@ fn irregular_dots() {
 }
 
 /// Values that change places from one iteration to the next, and one that only the loop's end sees.
+/// The kernels of a gradient whose instances have all columns in their lanes: with `mask`, of which some rows see nothing.
+fn owning(mask: bool, compute: DType, columns: i64, d: i64) -> Vec<Program> {
+    let s = if mask { "select((iota(J) <= iota(I) - 3) & (iota(J) >= iota(I) - 40), contract(\"bhid,bhjd->bhij\", q, k) * rsqrt(D), -inf)" } else { "contract(\"bhid,bhjd->bhij\", q, k) * rsqrt(D)" };
+    let text = format!(
+        "fn f(q: f32[B,H,I,D], k: f32[B,H,J,D], v: f32[B,H,J,D]) -> (o: f32[B,H,I,D]) {{\n s = {s}\n p = exp(s - stop_gradient(reduce_max(s, j)))\n l = reduce_sum(p, j)\n o = contract(\"bhij,bhjd->bhid\", p / select(l > 0, l, 1), v)\n}}\n"
+    );
+    let f = &ir::text::parse(&text).unwrap().functions[0];
+    let g = passes::ad::vjp(f, &["q", "k", "v"].map(Into::into)).unwrap();
+    let g = passes::simplify::simplify(&g).unwrap().function;
+    let dims: Bindings = [("J", columns), ("D", d)].map(|(n, v)| (n.into(), v)).into();
+    let programs = passes::fuse::fuse(&g, &passes::fuse::Options::cpu(&dims, compute)).unwrap().programs;
+    assert!(programs.iter().any(|p| p.lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Full(_)))), "{}", programs.iter().map(ToString::to_string).collect::<String>());
+    programs
+}
+
+#[test]
+fn an_instance_has_all_panels() {
+    for (columns, d) in [(3, 4), (48, 16), (50, 12), (101, 28), (130, 80)] {
+        for mask in [false, true] {
+            for p in owning(mask, F32, columns, d) {
+                // Every panel's sums are added to what the panels before it gave: the error grows with their number.
+                agrees(&p, &[&[("B", 1), ("H", 2), ("I", 1)], &[("B", 2), ("H", 1), ("I", 67)], &[("B", 1), ("H", 1), ("I", 140)]], 2e-5);
+                codegen::compile(&p, &Target::named("skylake-avx512").unwrap()).unwrap();
+                codegen::compile(&p, &Target::named("haswell").unwrap()).unwrap();
+            }
+        }
+    }
+    for p in owning(true, DType::F64, 50, 12) {
+        agrees(&p, &[&[("B", 1), ("H", 2), ("I", 67)]], 1e-12);
+    }
+}
+
 #[test]
 fn carried_values_change_places() {
     let mut w = Write::new("swap", F32);

@@ -7,7 +7,7 @@ mod support;
 use ir::dim::Name;
 use ir::graph::Function;
 use passes::ad::{jvp, vjp};
-use passes::fuse::{Fused, fuse};
+use passes::fuse::{Fused, Options, fuse};
 use passes::simplify::{normalize, simplify};
 use support::*;
 
@@ -32,6 +32,29 @@ fn right(g: &Function, sizes: &str) -> Vec<Fused> {
         }
     }
     all
+}
+
+/// The same for instances with memory of their own.
+fn right_with_scratch(g: &Function, sizes: &str) -> Vec<Fused> {
+    let d = dims(sizes);
+    let inputs = Random(11).inputs(g, &d);
+    let mut all = vec![];
+    for n in [normalize(g).unwrap(), simplify(g).unwrap().function] {
+        for (lanes, rows, stream) in TILES {
+            let o = Options { scratch: true, ..options(&d, lanes, rows, stream) };
+            let fused = fuse(&n, &o).unwrap_or_else(|e| panic!("{e}\n{}", ir::text::print_function(&n)));
+            let e = error_of_terms(g, &fused, &inputs, &d);
+            assert!(e < 1e-10, "{} is off by {e:e} at tiles {lanes} {rows} {stream}\n{}", g.name, show(&fused));
+            all.push(fused);
+        }
+    }
+    all
+}
+
+/// Whether an instance has all of an axis in its lanes beside a loop that stores.
+fn owns(f: &Fused) -> bool {
+    let owned = |p: &ir::tile::Program| p.lanes.is_some_and(|a| matches!(p.axis(a).role, ir::tile::Role::Full(_)));
+    f.programs.iter().any(|p| owned(p) && p.body.iter().any(|s| matches!(s, ir::tile::Stmt::For(l) if l.stores())))
 }
 
 /// At most `passes` kernels and passes over the data; and no buffer but `except` has an axis of both I and J.
@@ -120,4 +143,62 @@ fn gradients_where_there_is_movement() {
         let wrt = names(&floats(&f));
         right(&vjp(&f, &wrt).unwrap(), "N=5,D=7,K=3,R=4,P=3,A=2,B=4,C=3,M=5");
     }
+}
+
+#[test]
+fn both_gradients_share_scores_where_instances_have_memory() {
+    let long = dims("B=2,H=4,G=2,I=1024,J=1280,D=64,E=64");
+    for f in scores() {
+        let g = gradient(&f, "q,k,v");
+        right_with_scratch(&g, SIZES);
+        let fused = fuse(&simplify(&g).unwrap().function, &Options { scratch: true, ..options(&long, 48, 16, 64) }).unwrap();
+        // One head of keys for many of queries: the sums run over heads too, and nothing is shared.
+        if &*f.name == "shared" || &*f.name == "grouped" {
+            continue;
+        }
+        assert!(owns(&fused) && fused.programs.len() == 2, "{}", show(&fused));
+        // Scores and sum forward; scores again, their cotangent, and three gradients: each product once.
+        if matches!(&*f.name, "plain" | "cross" | "with_lse" | "capped") {
+            let product = 2 * 2 * 4 * 1024 * 1280 * 64;
+            let flops: u64 = fused.programs.iter().map(|p| ir::tile::cost::cost(p, &long).unwrap().flops).sum();
+            assert!(flops > 7 * product && flops < 7 * product + product / 2, "{} products\n{}", flops as f64 / product as f64, show(&fused));
+        }
+        // Of what masks leave out, nothing is computed.
+        if &*f.name == "causal" {
+            let whole = fuse(&simplify(&gradient(&scores()[0], "q,k,v")).unwrap().function, &Options { scratch: true, ..options(&long, 48, 16, 64) }).unwrap();
+            let flops = |f: &Fused| f.programs.iter().map(|p| ir::tile::cost::cost(p, &long).unwrap().flops).sum::<u64>();
+            assert!(flops(&fused) * 10 < flops(&whole) * 6, "{} of {}", flops(&fused), flops(&whole));
+        }
+    }
+}
+
+#[test]
+fn second_order_is_right_where_instances_have_memory() {
+    for f in scores().iter().filter(|f| matches!(&*f.name, "plain" | "causal" | "bias")) {
+        let first = vjp(f, &names("q,k,v")).unwrap();
+        right_with_scratch(&jvp(&first, &names("q,k,v,o.ct")).unwrap(), SIZES);
+        let tangent = jvp(f, &names("q,k,v")).unwrap();
+        right_with_scratch(&vjp(&tangent, &names("q,k,v,q.t,k.t,v.t")).unwrap(), SIZES);
+    }
+}
+
+#[test]
+fn few_instances_do_not_own_an_axis() {
+    let f = &scores()[0];
+    let d = dims("B=1,H=1,I=512,J=640,D=64");
+    let n = simplify(&gradient(f, "q,k,v")).unwrap().function;
+    assert!(!owns(&fuse(&n, &Options { scratch: true, ..options(&d, 48, 16, 64) }).unwrap()));
+    // Nor do they on machines that have registers only.
+    assert!(!owns(&fuse(&n, &options(&dims("B=2,H=4,I=512,J=640,D=64"), 48, 16, 64)).unwrap()));
+}
+
+#[test]
+fn the_gradient_of_a_bias_sums_what_is_stored() {
+    let f = &parse("fn f(x: f32[M,K], w: f32[N,K], b: f32[N]) -> (y: f32[M,N]) { z = contract(\"mk,nk->mn\", x, w) + b\n y = z * (1 + tanh(0.8 * (z + 0.04 * z * z * z))) }")[0];
+    let d = dims("M=900,K=700,N=800");
+    let g = vjp(f, &names("x,w,b")).unwrap();
+    let fused = fuse(&simplify(&g).unwrap().function, &Options { scratch: true, ..options(&d, 48, 16, 64) }).unwrap();
+    let flops: u64 = fused.programs.iter().map(|p| ir::tile::cost::cost(p, &d).unwrap().flops).sum();
+    assert!(flops < 3 * 2 * 900 * 700 * 800 * 102 / 100, "{}", show(&fused));
+    right_with_scratch(&g, "M=9,K=7,N=8");
 }

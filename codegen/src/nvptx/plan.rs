@@ -360,6 +360,9 @@ impl Plan {
         let p = retile(&p, rows, schedule);
         let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
+        if p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.stores() && !l.within.is_empty())) {
+            return bad("a loop that stores in every tile and leaves out parts of tiles".into());
+        }
         let fragment = schedule.fragment;
         if fragment.rows_per_block() != schedule.rows && rows.is_some() {
             return bad(format!("the schedule has {} rows, but its fragment {}", schedule.rows, fragment.rows_per_block()));

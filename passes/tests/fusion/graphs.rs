@@ -92,7 +92,7 @@ fn graphs_of_primitives_are_cut_where_they_have_to_be() {
         if all.iter().any(|t| t.to_f64().iter().any(|x| !x.is_finite() || x.abs() > 1e9)) {
             continue;
         }
-        let o = Options { resident: if random.below(2) == 0 { 0 } else { 8192 }, ..options(&d, 1 + random.below(8), 1 + random.below(4), 1 + random.below(8)) };
+        let o = Options { resident: if random.below(2) == 0 { 0 } else { 8192 }, scratch: seed % 3 == 1, ..options(&d, 1 + random.below(8), 1 + random.below(4), 1 + random.below(8)) };
         let n = simplified(&g);
         let fused = passes::fuse::fuse(&n, &o).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{}", ir::text::print_function(&n)));
         let e = error_of_terms(&g, &fused, &inputs, &d);

@@ -161,7 +161,7 @@ fn drawn_programs_stream_or_say_why_and_are_right() {
         let (rows, long, d, e) = r.sizes;
         let sizes = dims(&format!("N={rows},J={long},D={d},E={e}"));
         let (lanes, rows, stream) = r.tiles;
-        let o = Options { center: r.center, resident: if r.resident { 8192 } else { 0 }, ..options(&sizes, lanes, rows, stream) };
+        let o = Options { center: r.center, resident: if r.resident { 8192 } else { 0 }, scratch: r.seed % 3 == 1, ..options(&sizes, lanes, rows, stream) };
         let fused = passes::fuse::fuse(&n, &o).map_err(|e| fail(format!("{e}\n{}", ir::text::print_function(&n))))?;
         let show = || format!("{text}{}\n{}", fused.notes.join("\n"), fused.programs.iter().map(ToString::to_string).collect::<String>());
         for p in &fused.programs {
