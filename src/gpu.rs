@@ -209,7 +209,7 @@ fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<G
     };
     let mut out = vec![];
     for d in [64i64, 128, 256] {
-        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None };
+        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None, form: Form::Default };
         let (mut ptx, mut cubin) = (vec![], vec![]);
         for _ in 0..9 {
             let start = Instant::now();
