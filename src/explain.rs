@@ -103,6 +103,8 @@ fn roof(p: &Program, t: &GpuTarget, cost: Option<&Cost>) -> Result<(serde_json::
     let made = assembler.assemble(&k.ptx, &t.name)?;
     let blocks = roofline::occupancy(t, threads, made.registers, shared);
     let warps = threads / 32;
+    // A warpgroup that only copies has no part in the loop that counts.
+    let working = if schedule.warpgroups { warps - 4 } else { warps };
     let mut lines = vec![format!(
         "{}: {tiles}; {threads} threads, {} registers, {} bytes spilled, {shared} bytes of shared memory: {blocks} block{} and {} warps on a multiprocessor",
         t.name, made.registers, made.spills[0] + made.spills[1], if blocks == 1 { "" } else { "s" }, blocks * warps
@@ -123,11 +125,11 @@ fn roof(p: &Program, t: &GpuTarget, cost: Option<&Cost>) -> Result<(serde_json::
         "{}, per warp: {} instructions: {} HMMA, {} HGMMA, {} LDSM, {} LDGSTS, {} MUFU, {} FP32 ({} FFMA), {} LDG and STG, {} LDL and STL",
         if main.is_some() { "main loop" } else { "no loop; all" }, c.all, c.hmma + c.hmma8, c.hgmma, c.ldsm, c.ldgsts, c.mufu, c.fp32, c.ffma, c.global, c.local
     ));
-    let clocks = roofline::clocks(t, &c, warps);
+    let clocks = roofline::clocks(t, &c, working);
     let r = roofline::rates(t);
     // Of what the loop's busiest unit takes, and of what memory takes, the longer.
     let most = clocks[0].1.max(1e-9);
-    let speed = roofline::flops(&c, warps) / most * r.multiprocessors * r.clock;
+    let speed = roofline::flops(&c, working) / most * r.multiprocessors * r.clock;
     let busy: Vec<String> = clocks.iter().map(|(u, n)| format!("{u} {:.0} %", 100.0 * n / most)).collect();
     out["counts"] = json!({"all": c.all, "hmma": c.hmma + c.hmma8, "hgmma": c.hgmma, "ldsm": c.ldsm, "ldgsts": c.ldgsts, "mufu": c.mufu, "fp32": c.fp32, "ffma": c.ffma, "global": c.global, "local": c.local});
     out["clocks"] = json!(clocks.iter().map(|(u, n)| (u.to_string(), *n)).collect::<std::collections::BTreeMap<_, _>>());

@@ -2,6 +2,7 @@
 //! `pushforward-measure` (`runtime/src/bin`), which links no compiler.
 
 use clap::Subcommand;
+use codegen::assembler::Assembler;
 use codegen::GpuTarget;
 use codegen::nvptx::{self, Schedule};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,8 +10,8 @@ use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use codegen::assembler::Assembler;
 use pushforward::input::{Domain, Transform, dims, domain, names};
+use passes::fuse::Options;
 use pushforward::machine;
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
@@ -209,7 +210,7 @@ fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<G
     };
     let mut out = vec![];
     for d in [64i64, 128, 256] {
-        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None };
+        let plan = Plan { program: "plain", function: "attention", jvp: "q,k,v", vjp: "", dtype: DType::BF16, dims: format!("D={d}"), flops: None, form: Form::Default };
         let (mut ptx, mut cubin) = (vec![], vec![]);
         for _ in 0..9 {
             let start = Instant::now();
@@ -334,7 +335,8 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
             _ => 2e-5,
         };
         // Where nothing is approximate, a device gives the bits of the PTX machine.
-        let same = if exact { Some(machine::sim_of(&f, &fused, &tensors, &dims, &target.name)?) } else { None };
+        let launched = || machine::sequence(&f, &Options::stored(&known_sizes, plan.dtype));
+        let same = if exact { Some(machine::sim_of(&launched()?, &tensors, &dims, &target.name)?) } else { None };
         for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);
             write(&file, &t.convert(DType::F32).to_bytes())?;

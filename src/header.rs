@@ -1,6 +1,6 @@
 //! What a program in C needs beside a compiled kernel: a header with its constants, the grid rule as a function, and the launch as another.
 
-use ir::artifact::GpuSignature;
+use ir::artifact::{GpuSignature, TensorMap};
 use ir::dim::Dim;
 use ir::tile::Access;
 use ir::types::DType;
@@ -61,11 +61,42 @@ pub fn manifest(s: &GpuSignature) -> Value {
     });
     let dims = s.dims.iter().map(|d| json!({"name": &**d, "kind": "i64"}));
     let axes: Vec<Value> = s.grid.iter().map(|g| json!({"size": g.size.to_string(), "tile": g.tile})).collect();
+    // What the bulk copy engine has to know of a buffer: `cuTensorMapEncodeTiled` makes the parameter of it.
+    let maps = s.maps.iter().map(|m| {
+        let axes: Vec<Value> = m.axes.iter().map(|a| json!({"size": a.size.to_string(), "stride": a.stride.to_string(), "tile": a.tile})).collect();
+        json!({"kind": "tensor map", "bytes": 128, "align": 64, "buffer": &*s.buffers[m.buffer].name, "offset": m.offset.to_string(), "axes": axes, "swizzle": m.swizzle})
+    });
+    let multiples: Vec<Value> = s.multiples.iter().map(|(d, by)| json!({"size": d.to_string(), "multiple_of": by})).collect();
     json!({
-        "symbol": s.symbol, "parameters": buffers.chain(dims).collect::<Vec<_>>(),
+        "symbol": s.symbol, "parameters": buffers.chain(dims).chain(maps).collect::<Vec<_>>(), "requires": multiples,
         "grid": {"rule": "one dimension: the product over the axes of size / tile, rounded up; the last axis is fastest", "axes": axes},
         "block": [s.block, 1, 1], "shared_bytes": s.shared_bytes,
     })
+}
+
+/// The lines that make tensor map `i`.
+fn encode(s: &GpuSignature, i: usize, m: &TensorMap) -> String {
+    let (b, rank) = (&s.buffers[m.buffer], m.axes.len());
+    let bytes = b.dtype.bytes();
+    let list = |f: &dyn Fn(usize) -> String, from: usize| (from..rank).map(f).collect::<Vec<_>>().join(", ");
+    let element = match b.dtype {
+        DType::F16 => "FLOAT16",
+        DType::BF16 => "BFLOAT16",
+        _ => "FLOAT32",
+    };
+    let sizes = list(&|a| format!("(cuuint64_t)({0} > 0 ? {0} : 1)", format!("({})", expression(&m.axes[a].size))), 0);
+    // One stride less than axes; of a single axis none is read.
+    let strides = if rank > 1 { list(&|a| format!("(cuuint64_t)(({}) * {bytes})", expression(&m.axes[a].stride)), 1) } else { "0".into() };
+    format!(
+        "  CUtensorMap map_{i};\n  {{\n    const cuuint64_t sizes[] = {{{sizes}}}, strides[] = {{{strides}}};\n    const cuuint32_t tile[] = {{{}}}, steps[] = {{{}}};\n    \
+         CUresult made = cuTensorMapEncodeTiled(&map_{i}, CU_TENSOR_MAP_DATA_TYPE_{element}, {rank}, (void *)({} + ({}) * {bytes}), sizes, strides, tile, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_{}, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);\n    \
+         if (made != CUDA_SUCCESS) return made;\n  }}\n",
+        list(&|a| m.axes[a].tile.to_string(), 0),
+        list(&|_| "1".into(), 0),
+        name(&b.name),
+        expression(&m.offset),
+        if m.swizzle == 0 { "NONE".into() } else { format!("{}B", m.swizzle) },
+    )
 }
 
 /// The header of kernels: per kernel its constants, `NAME_blocks` and `NAME_launch`. Needs `cuda.h` before it.
@@ -82,12 +113,20 @@ pub fn header(guard: &str, kernels: &[GpuSignature]) -> String {
         let dims: Vec<String> = s.dims.iter().map(|d| format!("long long dim_{}", name(d))).collect();
         let given: Vec<String> = s.dims.iter().map(|d| format!("dim_{}", name(d))).collect();
         let buffers: Vec<String> = s.buffers.iter().map(|b| format!("CUdeviceptr {}", name(&b.name))).collect();
-        let addresses: Vec<String> = s.buffers.iter().map(|b| format!("&{}", name(&b.name))).chain(given.iter().map(|d| format!("&{d}"))).collect();
+        let maps = (0..s.maps.len()).map(|i| format!("&map_{i}"));
+        let addresses: Vec<String> = s.buffers.iter().map(|b| format!("&{}", name(&b.name))).chain(given.iter().map(|d| format!("&{d}"))).chain(maps).collect();
         let takes = |list: &[String]| if list.is_empty() { "void".to_string() } else { list.join(", ") };
         let all = [vec!["CUfunction kernel".to_string(), "CUstream stream".to_string()], buffers, dims.clone()].concat();
         out += &format!("#define {upper}_SYMBOL \"{}\"\n#define {upper}_THREADS {}\n#define {upper}_SHARED_BYTES {}\n", s.symbol, s.block, s.shared_bytes);
         out += &format!("static inline long long {symbol}_blocks({}) {{\n  return {};\n}}\n", takes(&dims), grid(s));
-        out += &format!("static inline CUresult {symbol}_launch({}) {{\n  void *parameters[] = {{{}}};\n", all.join(", "), addresses.join(", "));
+        out += &format!("static inline CUresult {symbol}_launch({}) {{\n", all.join(", "));
+        for (d, by) in &s.multiples {
+            out += &format!("  if (({}) % {by} != 0) return CUDA_ERROR_INVALID_VALUE;\n", expression(d));
+        }
+        for (i, m) in s.maps.iter().enumerate() {
+            out += &encode(s, i, m);
+        }
+        out += &format!("  void *parameters[] = {{{}}};\n", addresses.join(", "));
         out += &format!("  long long blocks = {symbol}_blocks({});\n  if (blocks <= 0) return CUDA_SUCCESS;\n", given.join(", "));
         // The driver's bound on the first dimension of a grid.
         out += "  if (blocks > 2147483647) return CUDA_ERROR_INVALID_VALUE;\n";

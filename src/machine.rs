@@ -92,12 +92,34 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
-    sim_of(f, &compile(f, dims, dtype)?, inputs, dims, target)
+    sim_of(&sequence(f, &Options::stored(dims, dtype))?, inputs, dims, target)
 }
 
-/// The same of block programs that were made before, perhaps without knowing all of `dims`.
-pub fn sim_of(f: &Function, fused: &Fused, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
-    launches(f, fused, inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x))
+/// The same of launches that were made before, perhaps without knowing all of `dims`.
+pub fn sim_of(sequence: &Sequence, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
+    sequence.run(inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x)).map_err(|e| e.to_string())
+}
+
+/// A function as a plan of launches with its kernels for a GPU, each as `build` makes it; functions that are called are gone into.
+///
+/// # Errors
+/// Those of fusion and of `build`, and a size without a number.
+pub fn planned(f: &Function, dims: &Bindings, dtype: DType, build: &dyn Fn(&Program) -> Result<codegen::nvptx::Compiled, Error>) -> Result<(Plan, Vec<codegen::nvptx::Compiled>), String> {
+    let sequence = sequence(f, &Options::stored(dims, dtype))?;
+    let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
+    let kernels = sequence.programs.iter().map(build).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+    Ok((plan, kernels))
+}
+
+/// Results of a plan's kernels for `target` in the PTX machine, on one arena.
+///
+/// # Errors
+/// Those of [`planned`], and what the machine finds wrong.
+pub fn sim_planned(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
+    let (plan, kernels) = planned(f, dims, dtype, &|p| ptx(p, target, dims))?;
+    let parsed = kernels.into_iter().map(|k| runtime::sim::Module::parse(&k.ptx).map(|m| (m, k.signature))).collect::<Result<Vec<_>, _>>().map_err(|e| format!("sim: {e}"))?;
+    let inputs: Vec<Tensor> = inputs.iter().zip(&plan.params).map(|(t, b)| t.convert(plan.buffers[*b].dtype)).collect();
+    runtime::sim::Execution::new(plan, parsed).and_then(|e| e.run(&inputs.iter().collect::<Vec<_>>())).map_err(|e| e.to_string())
 }
 
 /// One kernel in the PTX machine: inputs in buffer order, outputs in buffer order.
@@ -120,7 +142,18 @@ pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Re
 pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
     let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
     let (device, target) = cuda_target()?;
-    each(f, inputs, dims, dtype, &mut |p, dims, x| on_cuda(&gpu, &crate::tune::kept(p, &target, &device, dims)?, dims, x))
+    let (plan, kernels) = planned(f, dims, dtype, &|p| crate::tune::kept(p, &target, &device, dims))?;
+    let load = |k: &codegen::nvptx::Compiled| runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature);
+    let kernels = kernels.iter().map(load).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+    let ready = runtime::cuda::Execution::new(&gpu, plan, kernels).map_err(|e| e.to_string())?;
+    let run = || -> Result<Vec<Tensor>, Error> {
+        for (i, (t, b)) in inputs.iter().zip(&ready.plan().params).enumerate() {
+            ready.set(i, &t.convert(ready.plan().buffers[*b].dtype))?;
+        }
+        ready.run()?;
+        (0..f.results.len()).map(|i| ready.result(i)).collect()
+    };
+    run().map_err(|e| e.to_string())
 }
 
 /// The first CUDA device's name, and the architecture to compile for.

@@ -1,4 +1,4 @@
-//! `tune`: which schedule a kernel runs by on a GPU. The space is small and explicit ([`codegen::nvptx::schedules`]). Every candidate is run on small odd
+//! `tune`: which schedule a kernel runs by on a GPU. The space is small and explicit ([`nvptx::schedules`], [`nvptx::schedules_by_warpgroups`]). Every candidate is run on small odd
 //! sizes and compared with the reference *before* it is timed: a kernel that skips rows is always the fastest. The result is kept per device and kernel.
 //!
 //! Without a device the choice is static: of the candidates that the assembler gives registers enough, the one with the largest tile, and never one with less than
@@ -14,7 +14,8 @@ use ir::graph::Function;
 use ir::tensor::{Tensor, relative_error};
 use ir::tile::{Op, Program, Stmt, interp};
 use ir::types::DType;
-use passes::fuse::Fused;
+use ir::tile::sequence::Sequence;
+use passes::fuse::Options;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -78,14 +79,14 @@ pub fn run(a: &Args) -> Result<(), String> {
     let f = a.source.load()?;
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::BF16);
     let given = dims_of(&[&f], &a.dim)?;
-    let fused = machine::compile(&f, &given, dtype)?;
+    let sequence = machine::sequence(&f, &Options::stored(&given, dtype))?;
     let device = Device::find(a.target.as_deref())?;
     let assembler = Assembler::find();
-    let sizes = small(&f, &fused, &given);
+    let sizes = small(&f, &sequence, &given);
     let mut kernels = vec![];
-    for (n, p) in fused.programs.iter().enumerate() {
-        let tried = candidates(p, &device.target, assembler.as_ref(), a.candidates)?;
-        let mut tried = tried.into_iter().map(|t| check(&f, &fused, n, t, &device, dtype, &sizes)).collect::<Result<Vec<_>, _>>()?;
+    for (n, p) in sequence.programs.iter().enumerate() {
+        let tried = candidates(p, &device.target, assembler.as_ref(), &sizes, a.candidates)?;
+        let mut tried = tried.into_iter().map(|t| check(&f, &sequence, n, t, &device, dtype, &sizes)).collect::<Result<Vec<_>, _>>()?;
         if tried.iter().all(|t| t.checked.is_err()) {
             let why: Vec<String> = tried.iter().filter_map(|t| t.checked.as_ref().err().map(|e| format!("  {:?}: {e}", t.schedule))).collect();
             return Err(format!("tune: no candidate of {} is right\n{}", p.name, why.join("\n")));
@@ -108,9 +109,9 @@ pub fn run(a: &Args) -> Result<(), String> {
 }
 
 /// Sizes to check at: what the kernels have as numbers stays; batches and heads are 2, other axes odd and longer than most tiles.
-fn small(f: &Function, fused: &Fused, given: &Bindings) -> Bindings {
-    let free: std::collections::BTreeSet<_> = fused.programs.iter().flat_map(Program::dims).collect();
-    let walked = |n: &ir::dim::Name| fused.programs.iter().any(|p| p.axes.iter().any(|x| !matches!(x.role, ir::tile::Role::Grid) && x.size.symbols().contains(n)));
+fn small(f: &Function, sequence: &Sequence, given: &Bindings) -> Bindings {
+    let free: std::collections::BTreeSet<_> = sequence.programs.iter().flat_map(Program::dims).collect();
+    let walked = |n: &ir::dim::Name| sequence.programs.iter().any(|p| p.axes.iter().any(|x| !matches!(x.role, ir::tile::Role::Grid) && x.size.symbols().contains(n)));
     let mut odd = [133, 97, 75].into_iter().cycle();
     crate::input::dim_names(f).into_iter().map(|n| {
         let size = match given.get(&n) {
@@ -127,10 +128,16 @@ fn timed(p: &Program, given: &Bindings) -> Bindings {
     p.dims().into_iter().map(|n| (n.clone(), given.get(&n).copied().unwrap_or(64))).collect()
 }
 
-/// The most promising schedules, with what the assembler makes of them.
-fn candidates(p: &Program, target: &GpuTarget, assembler: Option<&Assembler>, most: usize) -> Result<Vec<Tried>, String> {
+/// The most promising schedules, by warpgroups and by warps in turn, with what the assembler makes of them. `dims` are what is checked: a kernel that takes
+/// divisors for granted is one only if these have them.
+fn candidates(p: &Program, target: &GpuTarget, assembler: Option<&Assembler>, dims: &Bindings, most: usize) -> Result<Vec<Tried>, String> {
+    let groups = nvptx::schedules_by_warpgroups(p, target, dims).map_err(|e| e.to_string())?;
+    let warps = nvptx::schedules(p, target).map_err(|e| e.to_string())?;
+    let half = if groups.is_empty() { 0 } else { most.div_ceil(2) };
+    let chosen: Vec<(Schedule, f64)> = groups.into_iter().take(half).collect();
+    let chosen: Vec<(Schedule, f64)> = chosen.iter().cloned().chain(warps.into_iter().take(most - chosen.len())).collect();
     let mut out = vec![];
-    for (schedule, cost) in nvptx::schedules(p, target).map_err(|e| e.to_string())?.into_iter().take(most) {
+    for (schedule, cost) in chosen {
         let k = nvptx::compile(p, target, &schedule).map_err(|e| e.to_string())?;
         let made = assembler.map(|a| a.assemble(&k.ptx, &target.name)).transpose()?;
         let spilled = made.as_ref().map_or(0, |m| m.spills[0] + m.spills[1]);
@@ -140,20 +147,17 @@ fn candidates(p: &Program, target: &GpuTarget, assembler: Option<&Assembler>, mo
 }
 
 /// Runs kernel `n` by the candidate's schedule and all others on the interpreter, and compares the function's results.
-fn check(f: &Function, fused: &Fused, n: usize, mut t: Tried, device: &Device, dtype: DType, dims: &Bindings) -> Result<Tried, String> {
+fn check(f: &Function, sequence: &Sequence, n: usize, mut t: Tried, device: &Device, dtype: DType, dims: &Bindings) -> Result<Tried, String> {
     let mut random = Random(3);
     let inputs = f.params.iter().map(|p| {
         let x = random.draw(f, p.var, dims)?;
         Ok(if f.ty(p.var).dtype.is_float() { x.convert(dtype) } else { x })
     }).collect::<Result<Vec<Tensor>, String>>()?;
     let want = ir::reference::evaluate(f, &inputs, dims).map_err(|e| e.to_string())?;
-    let k = nvptx::compile(&fused.programs[n], &device.target, &t.schedule).map_err(|e| e.to_string())?;
-    let mut at = 0;
-    let got = machine::launches(f, fused, &inputs, dims, &mut |p, d, x| {
-        at += 1;
-        if at - 1 == n { device.run(&k, d, x) } else { interp::run(p, d, x) }
-    });
-    t.checked = got.and_then(|got| {
+    let chosen = &sequence.programs[n];
+    let k = nvptx::compile(chosen, &device.target, &t.schedule).map_err(|e| e.to_string())?;
+    let got = sequence.run(&inputs, dims, &mut |p, d, x| if std::ptr::eq(p, chosen) { device.run(&k, d, x) } else { interp::run(p, d, x) });
+    t.checked = got.map_err(|e| e.to_string()).and_then(|got| {
         let worst = got.iter().zip(&want).map(|(g, w)| relative_error(g, w)).fold(0.0, |a, e| if e <= a { a } else { e });
         if worst <= bound(dtype) { Ok(worst) } else { Err(format!("results are off by {worst:.1e}")) }
     });
@@ -168,9 +172,12 @@ fn choose(p: &Program, target: &GpuTarget, tried: &[Tried]) -> Result<usize, Str
     }
     let area = |s: &Schedule| s.rows * s.stream.max(s.cols);
     let Some(clean) = right().map(|(_, t)| t.spilled).min() else { return Err(format!("{}: no candidate is right", p.name)) };
-    // The model's figure is per element: half a per cent is no difference.
+    // Warpgroups where there are any that keep their registers: the two models do not compare.
+    let groups = right().any(|(_, t)| t.spilled == clean && t.schedule.warpgroups);
+    let right = || right().filter(|(_, t)| t.schedule.warpgroups == groups);
+    // Of a model, a twentieth is no difference.
     let least = right().filter(|(_, t)| t.spilled == clean).map(|(_, t)| t.cost).fold(f64::MAX, f64::min);
-    let floor = nvptx::default_schedule(&unmasked(p), target).map_or(0, |s| area(&s) / 2);
+    let floor = nvptx::default_by_warps(&unmasked(p), target).map_or(0, |s| if groups { 0 } else { area(&s) / 2 });
     let fits = |t: &Tried| t.spilled == clean && area(&t.schedule) >= floor;
     let near = |t: &Tried| t.cost <= least * 1.05;
     let best = |pool: &dyn Fn(&Tried) -> bool| right().filter(|(_, t)| pool(t)).max_by(|a, b| area(&a.1.schedule).cmp(&area(&b.1.schedule)).then(b.1.cost.total_cmp(&a.1.cost)).then(b.0.cmp(&a.0))).map(|(i, _)| i);
@@ -286,29 +293,29 @@ fn keep(p: &Program, device: &Device, t: &Tried) -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// Those of compilation by the default schedule.
-pub fn kept(p: &Program, target: &GpuTarget, device: &str) -> Result<nvptx::Compiled, ir::diagnostic::Error> {
+pub fn kept(p: &Program, target: &GpuTarget, device: &str, dims: &Bindings) -> Result<nvptx::Compiled, ir::diagnostic::Error> {
     let mut found = [device, STATIC].into_iter().filter_map(|d| {
         let text = std::fs::read(place(p, target, d)?).ok()?;
         let value: Value = serde_json::from_slice(&text).ok()?;
-        nvptx::compile(p, target, &read(&value["schedule"])?).ok()
+        nvptx::compile(p, target, &read(&value["schedule"])?).ok().filter(|k| k.signature.allows(dims).is_ok())
     });
     match found.next() {
         Some(k) => Ok(k),
-        None => nvptx::compile_default(p, target, false).map_err(|e| ir::diagnostic::Error::new(e.to_string())),
+        None => nvptx::compile_at(p, target, dims, false).map_err(|e| ir::diagnostic::Error::new(e.to_string())),
     }
 }
 
 /// A schedule as JSON.
 fn write(s: &Schedule) -> Value {
     let f = s.fragment;
-    json!({"rows": s.rows, "cols": s.cols, "stream": s.stream, "stages": s.stages, "blocks": s.blocks, "warps": f.warps, "lanes": f.lanes, "vector": f.vector, "rows_per_thread": f.rows})
+    json!({"rows": s.rows, "cols": s.cols, "stream": s.stream, "stages": s.stages, "blocks": s.blocks, "warps": f.warps, "lanes": f.lanes, "vector": f.vector, "rows_per_thread": f.rows, "warpgroups": s.warpgroups, "aligned": s.aligned})
 }
 
 fn read(v: &Value) -> Option<Schedule> {
     let n = |k: &str| v[k].as_u64().map(|n| n as usize);
     let warps = [v["warps"][0].as_u64()? as usize, v["warps"][1].as_u64()? as usize];
     let fragment = nvptx::layout::Fragment { warps, lanes: n("lanes")?, vector: n("vector")?, rows: n("rows_per_thread")? };
-    Some(Schedule { rows: n("rows")?, cols: n("cols")?, stream: n("stream")?, stages: n("stages")?, fragment, blocks: n("blocks")? })
+    Some(Schedule { rows: n("rows")?, cols: n("cols")?, stream: n("stream")?, stages: n("stages")?, fragment, blocks: n("blocks")?, warpgroups: v["warpgroups"].as_bool()?, aligned: v["aligned"].as_bool()? })
 }
 
 fn row(t: &Tried) -> Value {
@@ -328,7 +335,7 @@ fn print(p: &Program, device: &Device, tried: &[Tried], best: usize, kept: &std:
             "{} {:>12} {:>6} {:>7} {:>9} {:>8} {blocks:>7} {:>9.4} {:>10} {:>10}",
             if i == best { "*" } else { " " },
             format!("{} x {}", s.rows, s.stream.max(s.cols)),
-            format!("{}x{}", s.fragment.warps[0], s.fragment.warps[1]),
+            if s.warpgroups { format!("{}g", s.fragment.warps[0] / 4) } else { format!("{}x{}", s.fragment.warps[0], s.fragment.warps[1]) },
             s.stages,
             t.registers.map_or("-".into(), |r| r.to_string()),
             t.spilled,

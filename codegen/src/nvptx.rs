@@ -20,7 +20,7 @@ mod stream;
 pub mod value;
 mod warpgroup;
 
-pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, schedules};
+pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, schedules, schedules_by_warpgroups};
 
 use crate::target::GpuTarget;
 use crate::text::Text;

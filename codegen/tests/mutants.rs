@@ -8,12 +8,12 @@
 mod cases;
 
 use cases::{Case, build};
-use ir::dim::{Bindings, Name};
+use ir::dim::Name;
 use ir::tensor::Tensor;
 use ir::tile::Access;
 use ir::types::DType;
 use runtime::sim::mutate::{EDITS, Mutant, mutant};
-use runtime::sim::{Arg, Module, Options};
+use runtime::sim::{Module, Options};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One kernel at several sizes.
@@ -33,8 +33,8 @@ enum Outcome {
 }
 
 impl Kernel {
-    fn new(name: &'static str, cases: Vec<Case>) -> Kernel {
-        let (_, k) = build(&cases[0].programs[0], "sm_90a");
+    fn new(name: &'static str, target: &str, cases: Vec<Case>) -> Kernel {
+        let (_, k) = build(&cases[0].programs[0], target);
         assert!(cases.iter().all(|c| c.programs.len() == 1 && c.programs[0] == cases[0].programs[0]), "{name}: one kernel for all sizes");
         Kernel { name, ptx: k.ptx, signature: k.signature, cases }
     }
@@ -56,24 +56,19 @@ impl Kernel {
         Outcome::Right(bytes, lines)
     }
     fn one(&self, module: &Module, c: &Case) -> Result<(Vec<Vec<u8>>, Vec<u32>), String> {
-        let (s, dims): (_, &Bindings) = (&self.signature, &c.dims);
-        let shape = |b: &ir::tile::Buffer| -> Vec<usize> { b.shape.iter().map(|d| d.eval(dims).unwrap() as usize).collect() };
-        let mut bytes: Vec<Vec<u8>> = s.buffers.iter().map(|b| if b.access == Access::Input { c.inputs[&b.name].to_bytes() } else { vec![0; shape(b).iter().product::<usize>() * b.dtype.bytes()] }).collect();
-        let mut args: Vec<Arg> = s.buffers.iter().zip(&mut bytes).map(|(b, x)| if b.access == Access::Input { Arg::Input(x) } else { Arg::Output(x) }).collect();
-        args.extend(s.dims.iter().map(|d| Arg::I64(dims[d])));
-        let blocks = s.blocks(dims).unwrap() as u32;
+        let s = &self.signature;
+        let inputs: Vec<Tensor> = s.buffers.iter().filter(|b| b.access == Access::Input).map(|b| c.inputs[&b.name].clone()).collect();
         let options = Options { budget: 3_000_000, ..Options::default() };
-        let report = module.launch(&s.symbol, [blocks, 1, 1], [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, &options).map_err(|f| format!("{}", f))?;
-        drop(args);
+        let (out, report) = module.run(s, &c.dims, &inputs, &options).map_err(|f| f.to_string())?;
         if let Some((name, n)) = report.unwritten.iter().find(|u| *u.1 > 0) {
             return Err(format!("{n} bytes of {name} are not written"));
         }
-        let outputs: Vec<(&Name, DType, Vec<usize>, Vec<u8>)> = s.buffers.iter().zip(bytes).filter(|(b, _)| b.access == Access::Output).map(|(b, x)| (&b.name, b.dtype, shape(b), x)).collect();
-        let got: BTreeMap<Name, Tensor> = outputs.iter().map(|(n, d, shape, x)| ((*n).clone(), Tensor::from_bytes(*d, shape, x).unwrap())).collect();
+        let names = s.buffers.iter().filter(|b| b.access == Access::Output).map(|b| b.name.clone());
+        let got: BTreeMap<Name, Tensor> = names.zip(out.iter().cloned()).collect();
         let bound = if c.programs[0].operands == DType::F32 { 2e-5 } else { 5e-3 };
         match c.errors(&got).into_iter().find(|(_, e)| e.is_nan() || *e > bound) {
             Some((n, e)) => Err(format!("{n} is off by {e:.1e}")),
-            None => Ok((outputs.into_iter().map(|o| o.3).collect(), report.by_line.into_iter().filter(|l| l.1 > 0).map(|l| l.0).collect())),
+            None => Ok((out.iter().map(Tensor::to_bytes).collect(), report.by_line.into_iter().filter(|l| l.1 > 0).map(|l| l.0).collect())),
         }
     }
 }
@@ -83,11 +78,12 @@ fn kernels() -> Vec<Kernel> {
     let (plain, norm, gelu, variants) = (read("examples/attention.pf"), read("examples/norm_modulate.pf"), read("examples/gelu_linear.pf"), read("examples/attention_variants.pf"));
     let heads = |d, sizes: &[(i64, i64)]| sizes.iter().map(|(i, j)| Case::new(&plain, "attention", &["q", "k", "v"], DType::BF16, &[("B", 1), ("H", 1), ("I", *i), ("J", *j), ("D", d)])).collect();
     vec![
-        Kernel::new("streamed, d 64", heads(64, &[(37, 230), (130, 65)])),
-        Kernel::new("streamed, d 12", heads(12, &[(37, 150), (70, 33)])),
-        Kernel::new("masked", [(70, 50), (33, 90)].iter().map(|(i, j)| Case::new(&variants, "causal", &["q"], DType::BF16, &[("B", 1), ("H", 1), ("I", *i), ("J", *j), ("D", 32), ("E", 40)])).collect()),
-        Kernel::new("rows", [(5, 1), (3, 2)].iter().map(|(n, b)| Case::new(&norm, "norm_modulate", &["x"], DType::F32, &[("B", *b), ("N", *n), ("D", 72)])).collect()),
-        Kernel::new("product with epilogue", [(37, 72, 72), (130, 45, 51)].iter().map(|(m, k, n)| Case::new(&gelu, "gelu_linear", &["x"], DType::BF16, &[("M", *m), ("K", *k), ("N", *n)])).collect()),
+        Kernel::new("streamed, d 64", "sm_80", heads(64, &[(37, 230), (130, 65)])),
+        Kernel::new("warpgroups, d 64", "sm_90a", heads(64, &[(37, 150), (130, 65)])),
+        Kernel::new("streamed, d 12", "sm_80", heads(12, &[(37, 150), (70, 33)])),
+        Kernel::new("masked", "sm_80", [(70, 50), (33, 90)].iter().map(|(i, j)| Case::new(&variants, "causal", &["q"], DType::BF16, &[("B", 1), ("H", 1), ("I", *i), ("J", *j), ("D", 32), ("E", 40)])).collect()),
+        Kernel::new("rows", "sm_90a", [(5, 1), (3, 2)].iter().map(|(n, b)| Case::new(&norm, "norm_modulate", &["x"], DType::F32, &[("B", *b), ("N", *n), ("D", 72)])).collect()),
+        Kernel::new("product with epilogue", "sm_80", [(37, 72, 72), (130, 45, 51)].iter().map(|(m, k, n)| Case::new(&gelu, "gelu_linear", &["x"], DType::BF16, &[("M", *m), ("K", *k), ("N", *n)])).collect()),
     ]
 }
 

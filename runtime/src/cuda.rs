@@ -1,8 +1,10 @@
 //! CUDA devices through the driver. The driver is loaded when it is first asked for, so that a program with this feature builds without a
 //! toolkit and starts on machines without a GPU; everything here says `no driver` there.
 
+mod execution;
 mod stream;
 
+pub use execution::Execution;
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};

@@ -5,8 +5,10 @@
 //! buffer first, each at the lowest offset that is free for its time (Pisarchyk and Lee 2020, *greedy by size*). A plan is data: it can be
 //! printed, written down and checked, and is the same for every device.
 
+use ir::artifact::GpuSignature;
 use ir::diagnostic::Error;
 use ir::dim::{Bindings, Name};
+use ir::tensor::Tensor;
 use ir::tile::Access;
 use ir::tile::sequence::Sequence;
 use ir::types::DType;
@@ -137,6 +139,46 @@ impl Plan {
             bound: bound(&times),
             dims: dims.clone(),
         })
+    }
+    /// Whether every launch of kernels for a GPU is given what its kernel takes, and the sizes that it runs for.
+    ///
+    /// # Errors
+    /// The kernel and the buffer, and both sides.
+    pub fn fits(&self, kernels: &[&GpuSignature]) -> Result<(), Error> {
+        for l in &self.launches {
+            let Some(s) = kernels.get(l.kernel) else { return Err(Error::new(format!("the plan has kernel {}, but {} given", l.kernel, kernels.len()))) };
+            s.allows(&self.dims).map_err(Error::new)?;
+            if s.buffers.len() != l.buffers.len() {
+                return Err(Error::new(format!("kernel `{}` has {} buffers, but the plan gives {}", s.symbol, s.buffers.len(), l.buffers.len())));
+            }
+            for (b, (m, offset)) in s.buffers.iter().zip(&l.buffers) {
+                let n = b.shape.iter().try_fold(1, |n, d| Ok(n * d.eval(&self.dims)?.max(0) as usize)).map_err(|e: ir::dim::DimError| Error::new(format!("buffer `{}` of kernel `{}`: {e}", b.name, s.symbol)))?;
+                let have = &self.buffers[*m];
+                if have.dtype != b.dtype || offset + n * b.dtype.bytes() > have.bytes() {
+                    return Err(Error::new(format!("buffer `{}` of kernel `{}` is {n} elements of {}, but the plan gives {} {:?} from byte {offset} of `{}`", b.name, s.symbol, b.dtype, have.dtype, have.shape, have.name)));
+                }
+                // Kernels for GPUs load vectors of 16 bytes.
+                if offset % 16 != 0 {
+                    return Err(Error::new(format!("buffer `{}` of kernel `{}` begins at byte {offset} of `{}`, which is no multiple of 16", b.name, s.symbol, have.name)));
+                }
+            }
+        }
+        Ok(())
+    }
+    /// Whether these are its parameters.
+    ///
+    /// # Errors
+    /// How many there are, or the first that differs, and both sides.
+    pub fn takes(&self, params: &[&Tensor]) -> Result<(), Error> {
+        if params.len() != self.params.len() {
+            return Err(Error::new(format!("the plan has {} parameters, but {} given", self.params.len(), params.len())));
+        }
+        for (b, t) in self.params.iter().map(|b| &self.buffers[*b]).zip(params) {
+            if t.dtype() != b.dtype || t.shape() != b.shape {
+                return Err(Error::new(format!("`{}` is {} {:?}, but the tensor is {} {:?}", b.name, b.dtype, b.shape, t.dtype(), t.shape())));
+            }
+        }
+        Ok(())
     }
     /// Bytes of parameters, each once.
     pub fn param_bytes(&self) -> usize {

@@ -38,6 +38,7 @@
 mod block;
 mod count;
 mod decode;
+mod execution;
 mod fault;
 mod float;
 mod kernel;
@@ -52,6 +53,7 @@ mod tensor_map;
 mod warp;
 
 pub use count::{Bytes, Report};
+pub use execution::Execution;
 pub use fault::{Fault, FaultKind};
 pub use matrix::Model;
 pub use tensor_map::{Swizzle, TensorMap};

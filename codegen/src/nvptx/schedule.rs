@@ -98,12 +98,20 @@ pub fn default_by_warps(p: &Program, target: &GpuTarget) -> Result<Schedule, Err
 
 /// The cheapest by warpgroups, if the program has a form by them that fits.
 fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Option<Schedule>, Error> {
+    Ok(schedules_by_warpgroups(p, target, dims)?.into_iter().next().map(|s| s.0))
+}
+
+/// Every schedule by warpgroups that fits where `dims` are known, with the model's cost, the cheapest first; none on other targets than sm_90a.
+///
+/// # Errors
+/// The program has no form on GPUs.
+pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Vec<(Schedule, f64)>, Error> {
     let (_, rows, dots) = roles(p)?;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
-        return Ok(None);
+        return Ok(vec![]);
     }
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
-    let mut best: Option<(f64, Schedule)> = None;
+    let mut found: Vec<(Schedule, f64)> = vec![];
     for groups in [2, 3, 1] {
         for stream in (1..=16).rev().map(|n| 16 * n) {
             for cols in if two_blocks { vec![256, 192, 128, 64, 32] } else { vec![32] } {
@@ -126,15 +134,14 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
                     if registers(&plan) > most {
                         continue;
                     }
-                    let cost = cost_by_warpgroups(&plan);
-                    if best.as_ref().is_none_or(|b| cost < b.0) {
-                        best = Some((cost, s));
-                    }
+                    found.push((s, cost_by_warpgroups(&plan)));
                 }
             }
         }
     }
-    Ok(best.map(|b| b.1))
+    // Stable: among equals the earlier candidate.
+    found.sort_by(|a, b| a.1.total_cmp(&b.1));
+    Ok(found)
 }
 
 /// Clocks of a multiprocessor per element of the iteration space of the loop: tensor cores (2048 fused multiply-adds a clock), 128 bytes
@@ -384,8 +391,7 @@ pub fn registers(plan: &Plan) -> usize {
         operands.dedup();
         operands.iter().map(|(_, side)| each[*side] * extent).sum()
     };
-    // Two left operands in shared memory that share their only right one: the assembler runs loads ahead of the products, while copies fill another
-    // stage. Its figure is `ptxas`' 13.5.
+    // Two left operands in shared memory that share their only right one: the assembler runs loads ahead of the products. Its figure is `ptxas`' 13.5.
     let ahead = |group: &[ValueId]| -> usize {
         let mut sides = [vec![], vec![]];
         for v in group {
@@ -398,7 +404,7 @@ pub fn registers(plan: &Plan) -> usize {
             s.sort();
             s.dedup();
         });
-        if plan.tensor && sides[0].len() > 1 && sides[1].len() == 1 && plan.schedule.stages > 1 { 46 } else { 0 }
+        if plan.tensor && plan.ring.is_none() && sides[0].len() > 1 && sides[1].len() == 1 { 46 } else { 0 }
     };
     // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
     let others = if plan.ring.is_some() { 20 } else { 44 };

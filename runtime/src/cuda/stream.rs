@@ -33,6 +33,13 @@ impl Gpu {
             let context = result::primary_ctx::retain(device).map_err(failed("context"))?;
             result::ctx::set_current(context).map_err(failed("context"))?;
         }
+        // What is freed stays in the driver's pool for whoever asks next, instead of going back to the system at every synchronisation.
+        let mut keep = u64::MAX;
+        // SAFETY: the pool is the device's own, and the attribute is 64 bits.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(device).map_err(failed("memory pool"))?;
+            sys::cuMemPoolSetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, std::ptr::from_mut(&mut keep).cast()).result().map_err(failed("memory pool"))?;
+        }
         Ok(Gpu { device })
     }
     /// Waits for everything launched so far.
@@ -96,7 +103,7 @@ impl Memory {
     /// There is not so much.
     pub fn filled(_gpu: &Gpu, bytes: usize, with: u8) -> Result<Memory, Error> {
         // SAFETY: freed when this is dropped.
-        let address = unsafe { result::malloc_sync(bytes.max(16)) }.map_err(|e| Error::new(format!("cuda: {bytes} bytes of memory: {e}")))?;
+        let address = unsafe { result::malloc_async(std::ptr::null_mut(), bytes.max(16)) }.map_err(|e| Error::new(format!("cuda: {bytes} bytes of memory: {e}")))?;
         let m = Memory { address, bytes };
         m.fill(with)?;
         Ok(m)
@@ -108,6 +115,21 @@ impl Memory {
     pub fn fill(&self, with: u8) -> Result<(), Error> {
         // SAFETY: within the allocation.
         unsafe { result::memset_d8_sync(self.address, with, self.bytes) }.map_err(failed("fill"))
+    }
+    /// Writes its first bytes.
+    ///
+    /// # Errors
+    /// More than it has; the driver's.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() > self.bytes {
+            return Err(Error::new(format!("cuda: {} bytes for {} bytes of memory", bytes.len(), self.bytes)));
+        }
+        // SAFETY: within the allocation.
+        unsafe { result::memcpy_htod_sync(self.address, bytes) }.map_err(failed("copy to the device"))
+    }
+    /// The memory from byte `first` on, for a launch.
+    pub(super) fn part(&self, first: usize) -> Part {
+        Part { address: self.address + first as u64, bytes: self.bytes.saturating_sub(first) }
     }
     /// What it holds.
     ///
@@ -123,9 +145,16 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated in `filled`; nothing that uses it runs on once the owner lets go, which `Gpu::wait` is for.
-        let _ = unsafe { result::free_sync(self.address) };
+        // SAFETY: allocated in `filled` on the default stream, behind whose launches it is freed; a graph's stream waits for that one.
+        let _ = unsafe { result::free_async(self.address, std::ptr::null_mut()) };
     }
+}
+
+/// A part of memory that somebody keeps alive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    address: sys::CUdeviceptr,
+    bytes: usize,
 }
 
 /// A kernel, loaded.
@@ -196,6 +225,17 @@ impl Kernel {
     /// # Errors
     /// Buffers that differ from the signature: the buffer, and both sides; or the driver's.
     pub fn launch(&self, buffers: &[&Memory], dims: &Bindings) -> Result<(), Error> {
+        self.launch_on(std::ptr::null_mut(), &buffers.iter().map(|m| m.part(0)).collect::<Vec<_>>(), dims)
+    }
+    /// How it is launched.
+    pub fn signature(&self) -> &GpuSignature {
+        &self.signature
+    }
+    /// Launches it on a stream.
+    ///
+    /// # Errors
+    /// Those of [`Kernel::launch`].
+    pub(super) fn launch_on(&self, stream: sys::CUstream, buffers: &[Part], dims: &Bindings) -> Result<(), Error> {
         let s = &self.signature;
         if buffers.len() != s.buffers.len() {
             return Err(Error::new(format!("cuda: {} takes {} buffers, but {} given", s.symbol, s.buffers.len(), buffers.len())));
@@ -241,7 +281,7 @@ impl Kernel {
         }
         let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|a| std::ptr::from_mut(a).cast()).chain(maps.iter_mut().map(|m| std::ptr::from_mut(m).cast())).collect();
         // SAFETY: parameters are the signature's, 64 bits each, then 128 bytes for each tensor map; buffers are large enough (above) and outlive the launch by `Memory`'s contract.
-        unsafe { result::launch_kernel(self.function, (blocks, 1, 1), (s.block as u32, 1, 1), s.shared_bytes as u32, std::ptr::null_mut(), &mut pointers) }.map_err(|e| Error::new(format!("cuda: launch of {}: {e}", s.symbol)))
+        unsafe { result::launch_kernel(self.function, (blocks, 1, 1), (s.block as u32, 1, 1), s.shared_bytes as u32, stream, &mut pointers) }.map_err(|e| Error::new(format!("cuda: launch of {}: {e}", s.symbol)))
     }
 }
 

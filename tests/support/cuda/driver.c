@@ -24,6 +24,15 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
   if (attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) allowed = value;
   return (void)function, CUDA_SUCCESS;
 }
+/* Kept as what it was asked for: the first words are the rank, the address, the sizes and the first stride. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address, const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *tile, const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  (void)interleave, (void)promotion, (void)fill;
+  if (!rank || rank > 5 || (cuuint64_t)address % 16) return CUDA_ERROR_INVALID_VALUE;
+  for (cuuint32_t i = 0; i < rank; i++)
+    if (!sizes[i] || !tile[i] || tile[i] > 256 || steps[i] != 1 || (i && strides[i - 1] % 16)) return CUDA_ERROR_INVALID_VALUE;
+  map->opaque[0] = rank, map->opaque[1] = (cuuint64_t)address, map->opaque[2] = sizes[0];
+  return printf("map type %d rank %u of %llu, %llu rows, tile %u x %u, swizzle %d\n", type, rank, sizes[0], rank > 1 ? sizes[1] : 1, tile[0], rank > 1 ? tile[1] : 1, swizzle), CUDA_SUCCESS;
+}
 CUresult cuMemAlloc(CUdeviceptr *address, size_t bytes) { return *address = (CUdeviceptr)aligned_alloc(16, (bytes + 15) / 16 * 16), memset((void *)*address, 0, bytes), CUDA_SUCCESS; }
 CUresult cuMemsetD16(CUdeviceptr address, unsigned short value, size_t count) {
   for (size_t i = 0; i < count; i++) ((unsigned short *)address)[i] = value;
