@@ -35,7 +35,7 @@ enum What {
         /// What for
         #[arg(long, default_value = "sm_90a", value_parser = ["sm_80", "sm_90a", "sm_100a"])]
         target: String,
-        /// Only cases with this in their name
+        /// Only cases with this in their name; `A|B`: those with A, then those with B
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
         /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `2x96x2,3x64x2`
@@ -169,7 +169,15 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
             }
         }
     }
-    let plans: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
+    let named: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).collect();
+    let mut plans: Vec<(String, Plan)> = vec![];
+    for part in only.split('|') {
+        for (n, p) in named.iter().filter(|(n, _)| n.contains(part)) {
+            if plans.iter().all(|(m, _)| m != n) {
+                plans.push((n.clone(), p.clone()));
+            }
+        }
+    }
     let bar = ProgressBar::new(plans.len() as u64).with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut made = Pack { toolkit: env!("CARGO_PKG_VERSION").into(), target: target.name.clone(), ..Pack::default() };
     let mut known = Known::default();

@@ -94,6 +94,8 @@ pub struct Ring {
     pub outer: Vec<ValueId>,
     /// Tiles of the loop: those that the same statements read first and last are filled and released together. In the order of first use.
     pub groups: Vec<Vec<ValueId>>,
+    /// Where two warpgroups that share rows exchange columns of a product, by product.
+    pub exchange: BTreeMap<ValueId, usize>,
     /// First byte of the barrier objects: one for `outer`, then per stage and group one that says full and one that says empty.
     pub barriers: usize,
 }

@@ -38,7 +38,11 @@ impl Schedule {
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
-        Schedule { warpgroups: true, ..Schedule::tensor(64 * groups, cols, stream, [4 * groups, 1], stages) }
+        Schedule::warpgroups_across([groups, 1], cols, stream, stages)
+    }
+    /// Warpgroups along rows, 64 rows each, by one or two along columns.
+    pub fn warpgroups_across([down, across]: [usize; 2], cols: usize, stream: usize, stages: usize) -> Schedule {
+        Schedule { warpgroups: true, ..Schedule::tensor(64 * down, cols, stream, [4 * down, across], stages) }
     }
 }
 
@@ -99,14 +103,15 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
     }
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
     let mut best: Option<(f64, Schedule)> = None;
-    for groups in [2, 3, 1] {
+    // Two warpgroups side by side share rows, where the accumulators of one would be too many.
+    for (groups, across) in [(2, 1), (3, 1), (1, 1), (2, 2)] {
         for stream in (1..=16).rev().map(|n| 16 * n) {
             for cols in if two_blocks { vec![256, 192, 128, 64, 32] } else { vec![32] } {
-                for stages in [2, 3, 4] {
-                    if two_blocks && stream % 64 != 0 {
+                for stages in [2, 3, 4, 1] {
+                    if two_blocks && (stream % 64 != 0 || across > 1) {
                         continue;
                     }
-                    let mut s = Schedule::warpgroups(groups, cols, stream, stages);
+                    let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
                     let plan = match Plan::new(p, target, &s) {
                         Ok(plan) => plan,
                         Err(_) => {
@@ -146,7 +151,7 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
                     for p in &x.parts {
                         let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
                         let slices = plan.p.axis(*k).extent().div_ceil(16) as f64;
-                        let n_cols = plan.fragment.span(plan.slots[n.index()]);
+                        let n_cols = plan.fragment.span(plan.slots[n.index()]) / if plan.ring.as_ref().is_some_and(|r| r.exchange.contains_key(&p.value)) { 2 } else { 1 };
                         if matches!(plan.p.axis(*n).role, Role::Block(_)) {
                             columns = n_cols;
                         }
@@ -171,6 +176,9 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
                 _ => {}
             }
         }
+        let exchanged: usize = plan.ring.iter().flat_map(|r| r.exchange.keys()).map(|v| plan.shape(plan.rank(*v))).map(|(r, c)| r * c).sum();
+        // What is exchanged is written once and read twice.
+        shared += (exchanged * 4 * 128) as f64 * 1.5 / 128.0;
         let (tensor, shared, issue) = (groups * tensor, groups * shared + plan.shared[1] as f64 / 128.0, groups * issue);
         // A single stage copies while nothing multiplies; more warpgroups hide each other's elementwise work.
         let alone = if groups < 2.0 { 1.0 } else { 0.25 };
@@ -364,7 +372,7 @@ pub fn registers(plan: &Plan) -> usize {
         operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
     };
     // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
-    let others = if plan.ring.is_some() { 20 } else { 44 };
+    let others = if plan.ring.is_some() { 12 } else { 44 };
     let mut most = 0;
     for s in &plan.body {
         match s {

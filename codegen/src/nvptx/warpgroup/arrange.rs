@@ -16,7 +16,18 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
     plan.multiples = possible(plan, target).map_err(|why| refused(&plan.p, &format!("by warpgroups: {why}; products of warps have a form")))?;
     let body = std::mem::take(&mut plan.body);
-    let mut ring = Ring { barriers: plan.shared[2].next_multiple_of(16), ..Ring::default() };
+    let mut ring = Ring::default();
+    // Beside the sums across warps: these are done when no product is exchanged any more.
+    let mut end = plan.exchange;
+    for (v, d) in &plan.dots {
+        if let Dot::Matrix { n, .. } = d
+            && plan.shared_columns([*v].into_iter(), *n)
+        {
+            ring.exchange.insert(*v, end);
+            end += 4 * plan.fragment.threads() * plan.fragment.rows * plan.slots[n.index()] / 2;
+        }
+    }
+    ring.barriers = plan.shared[2].max(end).next_multiple_of(16);
     let mut out = vec![];
     for s in issued(plan, body) {
         out.push(match s {
@@ -42,14 +53,20 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, Str
         return Err("there are no products of matrices of 16-bit floats".into());
     }
     let f = plan.fragment;
-    if f.warps[1] != 1 || f.warps[0] % 4 != 0 || f.rows_per_warp() * 4 != ROWS {
+    if !matches!(f.warps[1], 1 | 2) || f.warps[0] % 4 != 0 || f.rows_per_warp() * 4 != ROWS {
         return Err(format!("a warpgroup has {ROWS} rows in four warps; the schedule has {} rows in {} × {} warps", plan.schedule.rows, f.warps[0], f.warps[1]));
     }
-    for d in plan.dots.values() {
+    for (v, d) in &plan.dots {
         let Dot::Matrix { n, .. } = d else { continue };
         let columns = f.span(plan.slots[n.index()]);
         if columns > 256 {
             return Err(format!("{columns} columns of one product; the most are 256"));
+        }
+        if f.warps[1] == 2 && plan.split == Some(*n) && columns % 64 != 0 {
+            return Err(format!("two warpgroups cannot share {} columns in panels of 64", 2 * columns));
+        }
+        if f.warps[1] == 2 && plan.split != Some(*n) && !plan.shared_columns([*v].into_iter(), *n) {
+            return Err("a product whose columns two warpgroups cannot compute by halves".into());
         }
     }
     for s in plan.staged.values() {
