@@ -371,8 +371,17 @@ pub fn registers(plan: &Plan) -> usize {
         };
         operands.iter().filter(|(v, _)| !plan.tensor || plan.staged.contains_key(v)).map(each).sum()
     };
-    // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
-    let others = if plan.ring.is_some() { 12 } else { 44 };
+    // Addresses, positions, and what the assembler needs besides. Descriptors stand in registers of their own; loads and exchanges in
+    // the loop need addresses, and so does every accumulator beyond two (seen in what the assembler spills).
+    let others = match &plan.ring {
+        None => 44,
+        Some(ring) => {
+            let loops = || plan.body.iter().filter_map(|s| if let Step::For(l) = s { Some(l) } else { None });
+            let loads = loops().any(|l| l.body.iter().any(|s| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v))));
+            let accumulators = loops().map(|l| l.carries.iter().filter(|c| plan.rank(c.inside).col.is_some()).count()).max().unwrap_or(0);
+            12 + 12 * usize::from(loads) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators.saturating_sub(2)
+        }
+    };
     let mut most = 0;
     for s in &plan.body {
         match s {
