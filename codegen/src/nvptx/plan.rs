@@ -70,8 +70,6 @@ pub enum Step {
 pub struct Issue {
     /// In the order in which their results are read.
     pub parts: Vec<Part>,
-    /// Groups of the ring that must have arrived.
-    pub waits: Vec<usize>,
     /// Groups of the ring that nothing in the tile reads after this.
     pub releases: Vec<usize>,
 }
@@ -85,6 +83,8 @@ pub struct Part {
     pub terms: Vec<(ValueId, ValueId)>,
     /// These are its first: they start from what the dot starts from.
     pub starts: bool,
+    /// Groups of the ring that must have arrived.
+    pub waits: Vec<usize>,
 }
 
 /// How warpgroups come by their operands: tiles in a ring of stages, filled in bulk by one thread.

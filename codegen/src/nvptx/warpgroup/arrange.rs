@@ -153,7 +153,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 let parts = later.entry(at).or_default();
                 match parts.iter_mut().find(|p| p.value == *v) {
                     Some(p) => p.terms.push(t),
-                    None => parts.push(Part { value: *v, terms: vec![t], starts: at == start }),
+                    None => parts.push(Part { value: *v, terms: vec![t], starts: at == start, waits: vec![] }),
                 }
             }
         }
@@ -162,7 +162,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 // What reads an accumulator's old content starts before what replaces it; the order of issue is that of use.
                 parts.sort_by_key(|p| order.iter().position(|v| *v == p.value));
             }
-            issues.entry(at).or_default().push(Issue { parts, waits: vec![], releases: vec![] });
+            issues.entry(at).or_default().push(Issue { parts, releases: vec![] });
         }
     }
     let mut out = vec![];
@@ -185,13 +185,13 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
 /// The loop with what each issue waits for and frees; `groups` become the ring's.
 fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream {
     let mut spans: BTreeMap<ValueId, (usize, usize)> = BTreeMap::new();
-    let operands = |i: &Issue| -> BTreeSet<ValueId> {
-        let all = i.parts.iter().flat_map(|p| p.terms.iter().flat_map(|(a, b)| [*a, *b]));
+    let operands = |p: &Part| -> BTreeSet<ValueId> {
+        let all = p.terms.iter().flat_map(|(a, b)| [*a, *b]);
         all.filter(|v| plan.staged.contains_key(v) && plan.looped.contains(v)).collect()
     };
     for (at, s) in l.body.iter().enumerate() {
         let Step::Issue(i) = s else { continue };
-        for v in operands(i) {
+        for v in i.parts.iter().flat_map(operands) {
             spans.entry(v).or_insert((at, at)).1 = at;
         }
     }
@@ -203,8 +203,10 @@ fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream
     let last: Vec<usize> = by.keys().map(|k| k.1).collect();
     for (at, s) in l.body.iter_mut().enumerate() {
         let Step::Issue(i) = s else { continue };
-        let read = operands(i);
-        i.waits = (0..groups.len()).filter(|g| groups[*g].iter().any(|v| read.contains(v))).collect();
+        for p in &mut i.parts {
+            let read = operands(p);
+            p.waits = (0..groups.len()).filter(|g| groups[*g].iter().any(|v| read.contains(v))).collect();
+        }
         i.releases = (0..groups.len()).filter(|g| last[*g] == at).collect();
     }
     debug_assert!(l.staged.iter().all(|v| spans.contains_key(v)) && matches!(plan.p.axis(l.axis).role, Role::Stream(_)));

@@ -61,17 +61,17 @@ impl Emit<'_> {
                 }
             }
         }
-        for g in &issue.waits {
-            if self.flight.arrived.insert(*g)
-                && let Some((slot, parity)) = self.flight.turn.clone()
-            {
-                let object = self.full(*g, &slot);
-                self.await_object(&object, &parity);
-            }
-        }
-        self.t.line("nvvm.wgmma.fence.aligned");
         for (p, (_, acc)) in issue.parts.iter().zip(starts) {
             let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
+            for g in &p.waits {
+                if self.flight.arrived.insert(*g)
+                    && let Some((slot, parity)) = self.flight.turn.clone()
+                {
+                    let object = self.full(*g, &slot);
+                    self.await_object(&object, &parity);
+                }
+            }
+            self.t.line("nvvm.wgmma.fence.aligned");
             let rank = Rank { rows: true, col: Some(*n) };
             let slices = plan.p.axis(*k).extent().div_ceil(16);
             let (rows, cols) = self.shape(rank);
