@@ -38,7 +38,7 @@ enum What {
         /// Only cases with this in their name; `A|B`: those with A, then those with B
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
-        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `2x96x2,3x64x2`
+        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `r` for operands read again as rounded: `2x96x2,3x64x2r`
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
@@ -52,9 +52,10 @@ pub fn run(a: &Args) -> Result<(), String> {
     let What::Pack { output, target, only, ptxas, schedules } = &a.command;
     let mut list = vec![];
     for one in schedules.split(',').filter(|s| !s.is_empty()) {
+        let (one, rounded) = one.strip_suffix('r').map_or((one, false), |o| (o, true));
         let numbers = one.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
-        list.push(Schedule::warpgroups(groups, 128, stream, stages));
+        list.push(Schedule { rounded, ..Schedule::warpgroups(groups, 128, stream, stages) });
     }
     pack(output, target, only, ptxas.as_deref(), &list)
 }
@@ -215,7 +216,7 @@ fn title(p: &Plan) -> String {
     let form = match &p.form {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
-        Form::Exact(s) => format!(" by {} x {} x {}", s.rows / 64, s.stream, s.stages),
+        Form::Exact(s) => format!(" by {} x {} x {}{}", s.rows / 64, s.stream, s.stages, if s.rounded { " rounded" } else { "" }),
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }

@@ -27,6 +27,7 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "stages" => s.stages = n(v)?,
             "blocks" => s.blocks = n(v)?,
             "aligned" => s.aligned = n(v)? != 0,
+            "rounded" => s.rounded = n(v)? != 0,
             "warpgroups" => {
                 s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
                 warps = s.fragment.warps;

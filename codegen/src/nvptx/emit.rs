@@ -351,6 +351,7 @@ impl<'p> Emit<'p> {
 
     pub fn get(&mut self, v: ValueId) -> Result<Value, Error> {
         self.land(v);
+        self.unpack(v);
         self.env[v.index()].clone().ok_or_else(|| Error::Internal(format!("{}: value {} has no registers", self.plan.p.name, v.0)))
     }
     /// The value in registers, or a number.

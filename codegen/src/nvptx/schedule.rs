@@ -28,13 +28,16 @@ pub struct Schedule {
     pub warpgroups: bool,
     /// Strides whose factors are not known are multiples of 16 bytes; the kernel's signature then demands it.
     pub aligned: bool,
+    /// Left operands of products are read again as the products read them, rounded, instead of being kept beside: fewer registers, and
+    /// an error like that of the products themselves. By warpgroups, of bf16.
+    pub rounded: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -302,12 +305,12 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
             }
         }
         return Ok(out);
@@ -336,9 +339,9 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
     Ok(out)
 }
 

@@ -172,7 +172,8 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
         match s {
             Step::Products(_) => {}
             Step::For(l) => {
-                let body = issued(plan, l.body);
+                let body = if plan.schedule.rounded { sunk(plan, l.body) } else { l.body };
+                let body = issued(plan, body);
                 out.push(Step::For(Stream { body, ..l }));
             }
             s => out.push(s),
@@ -180,6 +181,33 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
     }
     out.extend(issues.remove(&n).into_iter().flatten().map(Step::Issue));
     out
+}
+
+/// Elementwise steps that only one elementwise step reads, right before it: what is read again is read late.
+fn sunk(plan: &Plan, mut steps: Vec<Step>) -> Vec<Step> {
+    for i in (0..steps.len()).rev() {
+        let Step::Let(v, Op::Map(..)) = &steps[i] else { continue };
+        if plan.rank(*v).col.is_none() || plan.packed.contains(v) {
+            continue;
+        }
+        let reads = |s: &Step| match s {
+            Step::Let(_, Op::Map(_, args)) => args.contains(v),
+            Step::Let(_, Op::Reduce(_, x, _) | Op::Fill { value: x, .. }) => x == v,
+            Step::Products(vs) => vs.iter().any(|p| {
+                plan.inits[p].iter().flatten().any(|x| x == v) || matches!(&plan.dots[p], Dot::Matrix { terms, .. } if terms.iter().any(|t| t.0 == *v))
+            }),
+            Step::For(l) => l.carries.iter().any(|c| c.next == *v),
+            _ => false,
+        };
+        let readers: Vec<usize> = (i + 1..steps.len()).filter(|j| reads(&steps[*j])).collect();
+        if let [j] = readers.as_slice()
+            && matches!(steps[*j], Step::Let(_, Op::Map(..)))
+        {
+            let s = steps.remove(i);
+            steps.insert(j - 1, s);
+        }
+    }
+    steps
 }
 
 /// The loop with what each issue waits for and frees; `groups` become the ring's.

@@ -58,6 +58,9 @@ impl Emit<'_> {
             for (l, _) in &p.terms {
                 if !plan.staged.contains_key(l) {
                     self.packed(*l, *k)?;
+                    if plan.schedule.rounded && plan.operand() == DType::BF16 {
+                        self.flight.rounded.insert(*l);
+                    }
                 }
             }
         }
@@ -216,6 +219,26 @@ impl Emit<'_> {
             let [first, second] = self.exchange_at(&own, at, true);
             self.env[w.index()] = Some(Value::regs(rank, dtype, tail, [first, second].concat()));
         }
+    }
+
+    /// Reads `v` from the words that products read, if that is the schedule's wish and they have.
+    pub(in super::super) fn unpack(&mut self, v: ValueId) {
+        if !self.flight.rounded.remove(&v) {
+            return;
+        }
+        let (Some(words), Some(x)) = (self.packed.get(&v).cloned(), self.env[v.index()].clone()) else { return };
+        let (rows, cols) = self.shape(x.rank);
+        let mut regs = vec![String::new(); rows * cols];
+        for (n, w) in words.iter().enumerate() {
+            let (slice, m, i) = (n / (2 * rows), n / 4 % (rows / 2), n % 4);
+            let at = (4 * slice + 2 * (i / 2)) * rows + 2 * m + i % 2;
+            // With an effect, so that the unrounded values are not kept in the words' place.
+            for (text, at) in [("shl.b32 $0, $1, 16;", at), ("and.b32 $0, $1, -65536;", at + rows)] {
+                let x = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"=r,r\" {w} : (i32) -> i32"));
+                regs[at] = self.t.op(format_args!("llvm.bitcast {x} : i32 to f32"));
+            }
+        }
+        self.env[v.index()] = Some(Value::regs(x.rank, x.dtype, x.tail, regs));
     }
 
     /// Waits for everything under way.
