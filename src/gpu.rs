@@ -10,8 +10,8 @@ use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use pushforward::input::{Domain, Transform, dims, domain, names};
 use passes::fuse::Options;
+use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
@@ -37,10 +37,10 @@ enum What {
         /// What for
         #[arg(long, default_value = "sm_90a", value_parser = ["sm_80", "sm_90a", "sm_100a"])]
         target: String,
-        /// Only cases with this in their name
+        /// Only cases with this in their name; `A|B`: those with A, then those with B
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
-        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `2x96x2,3x64x2`
+        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `r` for operands read again as rounded: `2x96x2,3x64x2r`
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
@@ -54,9 +54,10 @@ pub fn run(a: &Args) -> Result<(), String> {
     let What::Pack { output, target, only, ptxas, schedules } = &a.command;
     let mut list = vec![];
     for one in schedules.split(',').filter(|s| !s.is_empty()) {
+        let (one, rounded) = one.strip_suffix('r').map_or((one, false), |o| (o, true));
         let numbers = one.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
-        list.push(Schedule::warpgroups(groups, 128, stream, stages));
+        list.push(Schedule { rounded, ..Schedule::warpgroups(groups, 128, stream, stages) });
     }
     pack(output, target, only, ptxas.as_deref(), &list)
 }
@@ -177,7 +178,15 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
             }
         }
     }
-    let plans: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).filter(|(n, _)| n.contains(only)).collect();
+    let named: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).collect();
+    let mut plans: Vec<(String, Plan)> = vec![];
+    for part in only.split('|') {
+        for (n, p) in named.iter().filter(|(n, _)| n.contains(part)) {
+            if plans.iter().all(|(m, _)| m != n) {
+                plans.push((n.clone(), p.clone()));
+            }
+        }
+    }
     let bar = ProgressBar::new(plans.len() as u64).with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut made = Pack { toolkit: env!("CARGO_PKG_VERSION").into(), target: target.name.clone(), ..Pack::default() };
     let mut known = Known::default();
@@ -248,7 +257,7 @@ fn title(p: &Plan) -> String {
     let form = match &p.form {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
-        Form::Exact(s) => format!(" by {} x {} x {}", s.rows / 64, s.stream, s.stages),
+        Form::Exact(s) => format!(" by {} x {} x {}{}", s.rows / 64, s.stream, s.stages, if s.rounded { " rounded" } else { "" }),
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }

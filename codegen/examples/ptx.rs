@@ -1,4 +1,4 @@
-//! PTX of a program, and what its code costs: `ptx FILE [--fn NAME] [--jvp q,k,v] [--dtype bf16] [--dim D=64]… [--target sm_90a]…
+//! PTX of a program, and what its code costs: `ptx FILE [--fn NAME] [--jvp q,k,v] [--vjp q,k,v] [--dtype bf16] [--dim D=64]… [--target sm_90a]…
 //! [--schedule rows=128,stream=96,cols=64,warps=8x1,stages=2,warpgroups=2] [--out DIR]`. With the directory of `ptxas` and `nvdisasm` in
 //! `CUDA_BIN`, prints registers, spills, shared memory, and the instructions of the innermost loops.
 #![allow(missing_docs)]
@@ -27,8 +27,13 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "stages" => s.stages = n(v)?,
             "blocks" => s.blocks = n(v)?,
             "aligned" => s.aligned = n(v)? != 0,
+            "rounded" => s.rounded = n(v)? != 0,
             "warpgroups" => {
                 s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
+                warps = s.fragment.warps;
+            }
+            "across" => {
+                s = Schedule::warpgroups_across([s.fragment.warps[0] / 4, n(v)?], s.cols, s.stream, s.stages);
                 warps = s.fragment.warps;
             }
             "warps" => {
@@ -100,12 +105,14 @@ fn main() {
 fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut file = None;
+    let mut vjp: Vec<Name> = vec![];
     let (mut function, mut jvp, mut dtype, mut dims, mut targets, mut sched, mut out) = (None, vec![], DType::BF16, Bindings::new(), vec![], None, None);
     let mut it = args.iter();
     while let Some(a) = it.next() {
         let mut next = || it.next().cloned().ok_or_else(|| format!("{a} needs a value"));
         match a.as_str() {
             "--fn" => function = Some(next()?),
+            "--vjp" => vjp = next()?.split(',').map(Name::from).collect(),
             "--jvp" => jvp = next()?.split(',').map(Name::from).collect(),
             "--dtype" => dtype = DType::parse(&next()?).ok_or("no such dtype")?,
             "--dim" => {
@@ -119,11 +126,12 @@ fn run() -> Result<()> {
             _ => file = Some(a.clone()),
         }
     }
-    let file = file.ok_or("usage: ptx FILE [--fn NAME] [--jvp NAMES] [--dtype T] [--dim NAME=N] [--target SM] [--schedule …] [--out DIR]")?;
+    let file = file.ok_or("usage: ptx FILE [--fn NAME] [--jvp NAMES] [--vjp NAMES] [--dtype T] [--dim NAME=N] [--target SM] [--schedule …] [--out DIR]")?;
     let text = std::fs::read_to_string(&file).map_err(|e| format!("{file}: {e}"))?;
     let module = ir::text::parse(&text).map_err(|e| ir::diagnostic::render(&e, &file, &text))?;
     let f = module.function(function.as_deref()).map_err(|e| e.to_string())?;
     let f = if jvp.is_empty() { f.clone() } else { passes::ad::jvp(f, &jvp).map_err(|e| e.to_string())? };
+    let f = if vjp.is_empty() { f } else { passes::ad::vjp(&f, &vjp).map_err(|e| e.to_string())? };
     let n = passes::simplify::normalize(&f).map_err(|e| e.to_string())?;
     let sizes = dims.clone();
     let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, ..Default::default() };

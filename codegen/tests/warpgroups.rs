@@ -137,10 +137,14 @@ fn products_stay_together() {
                     _ => runs.push((o, 1)),
                 }
             }
-            // Scores and their tangents in one run of products; then one wait, the exponentials, the second wait.
+            // Scores, then their tangents, nothing between; then one wait, the exponentials, the second wait.
             let slices = d as usize / 16;
-            let at = runs.iter().position(|r| *r == ("HGMMA", 3 * slices)).unwrap_or_else(|| panic!("{function} {d}: {runs:?}"));
-            let exponentials: usize = runs[at..].iter().take_while(|r| r.0 != "WARPGROUP.ARRIVE").scan(0, |waits, r| {
+            let chain = [("HGMMA", slices), ("WARPGROUP.ARRIVE", 1), ("HGMMA", 2 * slices), ("WARPGROUP.DEPBAR", 1)];
+            let at = runs.windows(4).position(|w| w == chain).unwrap_or_else(|| panic!("{function} {d}: {runs:?}"));
+            // One accumulator, the other, and what is added to the first: no wait between, one at the end.
+            let chain = ["WARPGROUP.ARRIVE", "HGMMA", "WARPGROUP.ARRIVE", "HGMMA", "WARPGROUP.ARRIVE", "HGMMA", "WARPGROUP.DEPBAR"];
+            assert!(runs.windows(7).any(|w| w.iter().map(|r| r.0).eq(chain)), "{function} {d}: {runs:?}");
+            let exponentials: usize = runs[at + 3..].iter().take_while(|r| r.0 != "WARPGROUP.ARRIVE").scan(0, |waits, r| {
                 *waits += usize::from(r.0 == "WARPGROUP.DEPBAR") * r.1;
                 (*waits < 2).then_some(usize::from(r.0 == "MUFU.EX2") * r.1)
             }).sum();

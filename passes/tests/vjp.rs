@@ -16,15 +16,13 @@ mod support;
 mod adjoint;
 
 use ir::builder::Builder;
-use ir::dim::{Bindings, Dim, Name};
+use ir::dim::{Bindings, Name};
 use ir::graph::{Function, Var};
-use ir::prim::{Elementwise, Kind, Movement};
-use ir::reference::evaluate;
+use ir::prim::{Elementwise, Kind};
 use ir::tensor::Tensor;
 use ir::types::{Axis, DType, Type};
 use passes::ad::remat::{Keep, split};
 use passes::ad::{jvp, linearize, transpose, vjp};
-use std::collections::BTreeMap;
 use adjoint::*;
 use support::*;
 

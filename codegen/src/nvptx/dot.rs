@@ -279,23 +279,35 @@ impl Emit<'_> {
 
     /// Registers of both warps that share rows, the first one's first: through shared memory, 16 bytes a lane.
     fn exchange(&mut self, own: &[String]) -> Result<[Vec<String>; 2], Error> {
+        let again = std::mem::replace(&mut self.exchanged, true);
+        Ok(self.exchange_at(own, self.plan.exchange, again))
+    }
+
+    /// The same, through the memory at byte `at`. `again`: the other warp may still read what was there.
+    pub(super) fn exchange_at(&mut self, own: &[String], at: usize, again: bool) -> [Vec<String>; 2] {
         let tid = self.tid();
         let lane = self.ik("andi", &tid, 31);
         let warp = self.ik("shrui", &tid, 5);
-        let row = self.ik("shrui", &warp, 1);
+        let (row, number) = if self.plan.ring.is_some() {
+            let [row, side] = self.pair(&warp);
+            let first = self.ik("shli", &row, 1);
+            let number = self.i("addi", &first, &side);
+            (row, number)
+        } else {
+            (self.ik("shrui", &warp, 1), warp)
+        };
         let id = self.ik("addi", &row, 1);
         let both = self.k(64);
         let meet = |e: &mut Self| e.t.line(format_args!("nvvm.barrier id = {id} number_of_threads = {both}"));
-        if self.exchanged {
+        if again {
             meet(self);
         }
-        self.exchanged = true;
         let bytes = own.len() * 128;
         let base = self.shared_base();
-        let base = self.ik("addi", &base, self.plan.exchange);
+        let base = self.ik("addi", &base, at);
         let lane = self.ik("muli", &lane, 16);
         let base = self.i("addi", &base, &lane);
-        let mine = self.ik("muli", &warp, bytes);
+        let mine = self.ik("muli", &number, bytes);
         let mine = self.i("addi", &base, &mine);
         let pair = self.ik("muli", &row, 2 * bytes);
         let pair = self.i("addi", &base, &pair);
@@ -322,7 +334,7 @@ impl Emit<'_> {
             }
             out
         };
-        Ok([read(0), read(1)])
+        [read(0), read(1)]
     }
 
     fn words(&mut self, w: Vec<String>) -> Vec<String> {

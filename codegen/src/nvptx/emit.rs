@@ -135,7 +135,7 @@ impl<'p> Emit<'p> {
     pub fn barrier(&mut self) {
         if self.plan.ring.is_some() {
             // Of those that hold rows: the others have left, or are busy copying.
-            let (id, n) = (self.k(8), self.k(self.plan.fragment.threads() as i64));
+            let (id, n) = (self.k(15), self.k(self.plan.fragment.threads() as i64));
             self.t.line(format_args!("nvvm.barrier id = {id} number_of_threads = {n}"));
         } else {
             self.t.line("nvvm.barrier0");
@@ -174,6 +174,8 @@ impl<'p> Emit<'p> {
         let warp = self.ik("shrui", &tid, 5);
         let zero = self.k(0);
         let warp = match f.warps {
+            // Warpgroups side by side: each has all of its rows.
+            [_, 2] if self.plan.ring.is_some() => self.pair(&warp),
             [1, 1] => [zero.clone(), zero],
             [_, 1] => [warp, zero],
             [1, _] => [zero, warp],
@@ -191,6 +193,15 @@ impl<'p> Emit<'p> {
             }
         };
         Place { row, col, col_split, lane_col, lane_row, warp }
+    }
+    /// Of a warp in two warpgroups that share rows: its number along rows, and which of the two it is in.
+    pub fn pair(&mut self, warp: &str) -> [String; 2] {
+        let within = self.ik("andi", warp, 3);
+        let group = self.ik("shrui", warp, 2);
+        let side = self.ik("andi", &group, 1);
+        let rows = self.ik("shrui", &group, 1);
+        let rows = self.ik("shli", &rows, 2);
+        [self.i("addi", &rows, &within), side]
     }
     /// The thread's first column of `axis`, within the block's tile.
     pub fn first_col<'a>(&self, at: &'a Place, axis: AxisId) -> &'a String {
@@ -340,6 +351,7 @@ impl<'p> Emit<'p> {
 
     pub fn get(&mut self, v: ValueId) -> Result<Value, Error> {
         self.land(v);
+        self.unpack(v);
         self.env[v.index()].clone().ok_or_else(|| Error::Internal(format!("{}: value {} has no registers", self.plan.p.name, v.0)))
     }
     /// The value in registers, or a number.

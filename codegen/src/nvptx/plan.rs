@@ -71,8 +71,6 @@ pub enum Step {
 pub struct Issue {
     /// In the order in which their results are read.
     pub parts: Vec<Part>,
-    /// Groups of the ring that must have arrived.
-    pub waits: Vec<usize>,
     /// Groups of the ring that nothing in the tile reads after this.
     pub releases: Vec<usize>,
 }
@@ -86,6 +84,8 @@ pub struct Part {
     pub terms: Vec<(ValueId, ValueId)>,
     /// These are its first: they start from what the dot starts from.
     pub starts: bool,
+    /// Groups of the ring that must have arrived.
+    pub waits: Vec<usize>,
 }
 
 /// How warpgroups come by their operands: tiles in a ring of stages, filled in bulk by one thread.
@@ -95,6 +95,8 @@ pub struct Ring {
     pub outer: Vec<ValueId>,
     /// Tiles of the loop: those that the same statements read first and last are filled and released together. In the order of first use.
     pub groups: Vec<Vec<ValueId>>,
+    /// Where two warpgroups that share rows exchange columns of a product, by product.
+    pub exchange: BTreeMap<ValueId, usize>,
     /// First byte of the barrier objects: one for `outer`, then per stage and group one that says full and one that says empty.
     pub barriers: usize,
 }

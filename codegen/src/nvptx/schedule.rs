@@ -28,17 +28,24 @@ pub struct Schedule {
     pub warpgroups: bool,
     /// Strides whose factors are not known are multiples of 16 bytes; the kernel's signature then demands it.
     pub aligned: bool,
+    /// Left operands of products are read again as the products read them, rounded, instead of being kept beside: fewer registers, and
+    /// an error like that of the products themselves. By warpgroups, of bf16.
+    pub rounded: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
-        Schedule { warpgroups: true, ..Schedule::tensor(64 * groups, cols, stream, [4 * groups, 1], stages) }
+        Schedule::warpgroups_across([groups, 1], cols, stream, stages)
+    }
+    /// Warpgroups along rows, 64 rows each, by one or two along columns.
+    pub fn warpgroups_across([down, across]: [usize; 2], cols: usize, stream: usize, stages: usize) -> Schedule {
+        Schedule { warpgroups: true, ..Schedule::tensor(64 * down, cols, stream, [4 * down, across], stages) }
     }
 }
 
@@ -112,14 +119,15 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
     }
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
     let mut found: Vec<(Schedule, f64)> = vec![];
-    for groups in [2, 3, 1] {
+    // Two warpgroups side by side share rows, where the accumulators of one would be too many.
+    for (groups, across) in [(2, 1), (3, 1), (1, 1), (2, 2)] {
         for stream in (1..=16).rev().map(|n| 16 * n) {
             for cols in if two_blocks { vec![256, 192, 128, 64, 32] } else { vec![32] } {
-                for stages in [2, 3, 4] {
-                    if two_blocks && stream % 64 != 0 {
+                for stages in [2, 3, 4, 1] {
+                    if two_blocks && (stream % 64 != 0 || across > 1) {
                         continue;
                     }
-                    let mut s = Schedule::warpgroups(groups, cols, stream, stages);
+                    let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
                     let plan = match Plan::new(p, target, &s) {
                         Ok(plan) => plan,
                         Err(_) => {
@@ -158,7 +166,7 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
                     for p in &x.parts {
                         let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
                         let slices = plan.p.axis(*k).extent().div_ceil(16) as f64;
-                        let n_cols = plan.fragment.span(plan.slots[n.index()]);
+                        let n_cols = plan.fragment.span(plan.slots[n.index()]) / if plan.ring.as_ref().is_some_and(|r| r.exchange.contains_key(&p.value)) { 2 } else { 1 };
                         if matches!(plan.p.axis(*n).role, Role::Block(_)) {
                             columns = n_cols;
                         }
@@ -183,6 +191,9 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
                 _ => {}
             }
         }
+        let exchanged: usize = plan.ring.iter().flat_map(|r| r.exchange.keys()).map(|v| plan.shape(plan.rank(*v))).map(|(r, c)| r * c).sum();
+        // What is exchanged is written once and read twice.
+        shared += (exchanged * 4 * 128) as f64 * 1.5 / 128.0;
         let (tensor, shared, issue) = (groups * tensor, groups * shared + plan.shared[1] as f64 / 128.0, groups * issue);
         // A single stage copies while nothing multiplies; more warpgroups hide each other's elementwise work.
         let alone = if groups < 2.0 { 1.0 } else { 0.25 };
@@ -307,12 +318,12 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
             }
         }
         return Ok(out);
@@ -341,9 +352,9 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
     Ok(out)
 }
 
@@ -406,8 +417,17 @@ pub fn registers(plan: &Plan) -> usize {
         });
         if plan.tensor && plan.ring.is_none() && sides[0].len() > 1 && sides[1].len() == 1 { 46 } else { 0 }
     };
-    // Addresses, positions, and what the assembler needs besides; descriptors stand in registers of their own.
-    let others = if plan.ring.is_some() { 20 } else { 44 };
+    // Addresses, positions, and what the assembler needs besides. Descriptors stand in registers of their own; loads and exchanges in
+    // the loop need addresses, and so does every accumulator beyond two (seen in what the assembler spills).
+    let others = match &plan.ring {
+        None => 44,
+        Some(ring) => {
+            let loops = || plan.body.iter().filter_map(|s| if let Step::For(l) = s { Some(l) } else { None });
+            let loads = loops().any(|l| l.body.iter().any(|s| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v))));
+            let accumulators = loops().map(|l| l.carries.iter().filter(|c| plan.rank(c.inside).col.is_some()).count()).max().unwrap_or(0);
+            12 + 12 * usize::from(loads) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators.saturating_sub(2)
+        }
+    };
     let mut most = 0;
     for s in &plan.body {
         match s {

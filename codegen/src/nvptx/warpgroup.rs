@@ -43,6 +43,8 @@ pub(super) struct Flight {
     releases: BTreeMap<usize, usize>,
     /// Groups of the ring that have arrived in the present tile.
     arrived: BTreeSet<usize>,
+    /// Left operands that from here on are read as products read them.
+    rounded: BTreeSet<ValueId>,
     /// Registers of the last reduction since the last wait.
     pub reduced: Vec<String>,
     /// The ring's present stage and parity.
@@ -170,6 +172,7 @@ impl Emit<'_> {
         let here = self.ik("muli", slot, self.plan.shared[1]);
         self.stage = Some(self.i("addi", base, &here));
         self.flight.arrived.clear();
+        self.flight.rounded.clear();
         self.flight.turn = Some((slot.into(), parity.into()));
         self.turn(slot, parity)
     }

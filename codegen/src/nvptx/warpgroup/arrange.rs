@@ -16,7 +16,18 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
     plan.multiples = possible(plan, target).map_err(|why| refused(&plan.p, &format!("by warpgroups: {why}; products of warps have a form")))?;
     let body = std::mem::take(&mut plan.body);
-    let mut ring = Ring { barriers: plan.shared[2].next_multiple_of(16), ..Ring::default() };
+    let mut ring = Ring::default();
+    // Beside the sums across warps: these are done when no product is exchanged any more.
+    let mut end = plan.exchange;
+    for (v, d) in &plan.dots {
+        if let Dot::Matrix { n, .. } = d
+            && plan.shared_columns([*v].into_iter(), *n)
+        {
+            ring.exchange.insert(*v, end);
+            end += 4 * plan.fragment.threads() * plan.fragment.rows * plan.slots[n.index()] / 2;
+        }
+    }
+    ring.barriers = plan.shared[2].max(end).next_multiple_of(16);
     let mut out = vec![];
     for s in issued(plan, body) {
         out.push(match s {
@@ -42,14 +53,20 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, Str
         return Err("there are no products of matrices of 16-bit floats".into());
     }
     let f = plan.fragment;
-    if f.warps[1] != 1 || f.warps[0] % 4 != 0 || f.rows_per_warp() * 4 != ROWS {
+    if !matches!(f.warps[1], 1 | 2) || f.warps[0] % 4 != 0 || f.rows_per_warp() * 4 != ROWS {
         return Err(format!("a warpgroup has {ROWS} rows in four warps; the schedule has {} rows in {} × {} warps", plan.schedule.rows, f.warps[0], f.warps[1]));
     }
-    for d in plan.dots.values() {
+    for (v, d) in &plan.dots {
         let Dot::Matrix { n, .. } = d else { continue };
         let columns = f.span(plan.slots[n.index()]);
         if columns > 256 {
             return Err(format!("{columns} columns of one product; the most are 256"));
+        }
+        if f.warps[1] == 2 && plan.split == Some(*n) && columns % 64 != 0 {
+            return Err(format!("two warpgroups cannot share {} columns in panels of 64", 2 * columns));
+        }
+        if f.warps[1] == 2 && plan.split != Some(*n) && !plan.shared_columns([*v].into_iter(), *n) {
+            return Err("a product whose columns two warpgroups cannot compute by halves".into());
         }
     }
     for s in plan.staged.values() {
@@ -136,7 +153,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 let parts = later.entry(at).or_default();
                 match parts.iter_mut().find(|p| p.value == *v) {
                     Some(p) => p.terms.push(t),
-                    None => parts.push(Part { value: *v, terms: vec![t], starts: at == start }),
+                    None => parts.push(Part { value: *v, terms: vec![t], starts: at == start, waits: vec![] }),
                 }
             }
         }
@@ -145,7 +162,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 // What reads an accumulator's old content starts before what replaces it; the order of issue is that of use.
                 parts.sort_by_key(|p| order.iter().position(|v| *v == p.value));
             }
-            issues.entry(at).or_default().push(Issue { parts, waits: vec![], releases: vec![] });
+            issues.entry(at).or_default().push(Issue { parts, releases: vec![] });
         }
     }
     let mut out = vec![];
@@ -155,7 +172,8 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
         match s {
             Step::Products(_) => {}
             Step::For(l) => {
-                let body = issued(plan, l.body);
+                let body = if plan.schedule.rounded { sunk(plan, l.body) } else { l.body };
+                let body = issued(plan, body);
                 out.push(Step::For(Stream { body, ..l }));
             }
             s => out.push(s),
@@ -165,16 +183,43 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
     out
 }
 
+/// Elementwise steps that only one elementwise step reads, right before it: what is read again is read late.
+fn sunk(plan: &Plan, mut steps: Vec<Step>) -> Vec<Step> {
+    for i in (0..steps.len()).rev() {
+        let Step::Let(v, Op::Map(..)) = &steps[i] else { continue };
+        if plan.rank(*v).col.is_none() || plan.packed.contains(v) {
+            continue;
+        }
+        let reads = |s: &Step| match s {
+            Step::Let(_, Op::Map(_, args)) => args.contains(v),
+            Step::Let(_, Op::Reduce(_, x, _) | Op::Fill { value: x, .. }) => x == v,
+            Step::Products(vs) => vs.iter().any(|p| {
+                plan.inits[p].iter().flatten().any(|x| x == v) || matches!(&plan.dots[p], Dot::Matrix { terms, .. } if terms.iter().any(|t| t.0 == *v))
+            }),
+            Step::For(l) => l.carries.iter().any(|c| c.next == *v),
+            _ => false,
+        };
+        let readers: Vec<usize> = (i + 1..steps.len()).filter(|j| reads(&steps[*j])).collect();
+        if let [j] = readers.as_slice()
+            && matches!(steps[*j], Step::Let(_, Op::Map(..)))
+        {
+            let s = steps.remove(i);
+            steps.insert(j - 1, s);
+        }
+    }
+    steps
+}
+
 /// The loop with what each issue waits for and frees; `groups` become the ring's.
 fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream {
     let mut spans: BTreeMap<ValueId, (usize, usize)> = BTreeMap::new();
-    let operands = |i: &Issue| -> BTreeSet<ValueId> {
-        let all = i.parts.iter().flat_map(|p| p.terms.iter().flat_map(|(a, b)| [*a, *b]));
+    let operands = |p: &Part| -> BTreeSet<ValueId> {
+        let all = p.terms.iter().flat_map(|(a, b)| [*a, *b]);
         all.filter(|v| plan.staged.contains_key(v) && plan.looped.contains(v)).collect()
     };
     for (at, s) in l.body.iter().enumerate() {
         let Step::Issue(i) = s else { continue };
-        for v in operands(i) {
+        for v in i.parts.iter().flat_map(operands) {
             spans.entry(v).or_insert((at, at)).1 = at;
         }
     }
@@ -186,8 +231,10 @@ fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream
     let last: Vec<usize> = by.keys().map(|k| k.1).collect();
     for (at, s) in l.body.iter_mut().enumerate() {
         let Step::Issue(i) = s else { continue };
-        let read = operands(i);
-        i.waits = (0..groups.len()).filter(|g| groups[*g].iter().any(|v| read.contains(v))).collect();
+        for p in &mut i.parts {
+            let read = operands(p);
+            p.waits = (0..groups.len()).filter(|g| groups[*g].iter().any(|v| read.contains(v))).collect();
+        }
         i.releases = (0..groups.len()).filter(|g| last[*g] == at).collect();
     }
     debug_assert!(l.staged.iter().all(|v| spans.contains_key(v)) && matches!(plan.p.axis(l.axis).role, Role::Stream(_)));

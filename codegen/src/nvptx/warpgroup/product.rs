@@ -16,6 +16,13 @@ use crate::text::Ty;
 use ir::tile::{AxisId, ValueId};
 use ir::types::DType;
 
+/// Which operand: the left one, of the warpgroup's rows, or the right one, of its so many columns.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Left,
+    Right(usize),
+}
+
 /// An operand in shared memory: descriptor, and whether the summed axis is the rows of its tile.
 struct Described {
     descriptor: String,
@@ -51,32 +58,38 @@ impl Emit<'_> {
             for (l, _) in &p.terms {
                 if !plan.staged.contains_key(l) {
                     self.packed(*l, *k)?;
+                    if plan.schedule.rounded && plan.operand() == DType::BF16 {
+                        self.flight.rounded.insert(*l);
+                    }
                 }
             }
         }
-        for g in &issue.waits {
-            if self.flight.arrived.insert(*g)
-                && let Some((slot, parity)) = self.flight.turn.clone()
-            {
-                let object = self.full(*g, &slot);
-                self.await_object(&object, &parity);
-            }
-        }
-        self.t.line("nvvm.wgmma.fence.aligned");
         for (p, (_, acc)) in issue.parts.iter().zip(starts) {
             let Dot::Matrix { n, k, .. } = &plan.dots[&p.value] else { continue };
+            for g in &p.waits {
+                if self.flight.arrived.insert(*g)
+                    && let Some((slot, parity)) = self.flight.turn.clone()
+                {
+                    let object = self.full(*g, &slot);
+                    self.await_object(&object, &parity);
+                }
+            }
+            self.t.line("nvvm.wgmma.fence.aligned");
             let rank = Rank { rows: true, col: Some(*n) };
             let slices = plan.p.axis(*k).extent().div_ceil(16);
+            let (rows, cols) = self.shape(rank);
+            // Of two warpgroups that share rows, each has its columns, or computes its half.
+            let cols = if self.ring()?.exchange.contains_key(&p.value) { cols / 2 } else { cols };
             let mut acc = acc;
             for (l, r) in &p.terms {
                 for slice in 0..slices {
-                    let right = self.described(*r, *k, slice, false)?;
+                    let right = self.described(*r, *k, slice, Side::Right(plan.fragment.span(cols)))?;
                     acc = Some(if plan.staged.contains_key(l) {
-                        let left = self.described(*l, *k, slice, true)?;
-                        self.wgmma(rank, acc, &[left.descriptor], Some(left.transposed), &right)
+                        let left = self.described(*l, *k, slice, Side::Left)?;
+                        self.wgmma([rows, cols], acc, &[left.descriptor], Some(left.transposed), &right)
                     } else {
                         let words = self.packed(*l, *k)?;
-                        self.wgmma(rank, acc, &words[4 * slice..4 * slice + 4], None, &right)
+                        self.wgmma([rows, cols], acc, &words[4 * slice..4 * slice + 4], None, &right)
                     });
                 }
             }
@@ -95,24 +108,32 @@ impl Emit<'_> {
     }
 
     /// The operand `v` at 16 of the summed axis.
-    fn described(&mut self, v: ValueId, k: AxisId, slice: usize, left: bool) -> Result<Described, Error> {
+    fn described(&mut self, v: ValueId, k: AxisId, slice: usize, side: Side) -> Result<Described, Error> {
         const L: Ty = Ty { elem: "i64", lanes: None };
         let s = &self.plan.staged[&v];
         let tile = s.tile;
         let transposed = s.axes[1] != k;
         let panel = tile.panel_base(1);
-        let (at, rows, further) = if transposed {
-            (16 * slice * PANEL, panel, panel)
+        // The first byte, how far one row or column of the result is, and the stride to the next 64 of them.
+        let (at, one, further) = if transposed {
+            (16 * slice * PANEL, panel / 64, panel)
         } else {
             let per = tile.panel_cols() / 16;
-            (slice / per * panel + slice % per * 32, ROWS * PANEL, 16)
+            (slice / per * panel + slice % per * 32, PANEL, 16)
         };
         let bits = (s.at + at) as i64 >> 4 | (further as i64 >> 4) << 16 | (1024 >> 4) << 32 | 1 << 62;
         let (_, mut base) = self.region(v);
-        if left && self.plan.fragment.threads() > 128 {
+        let [down, across] = self.plan.fragment.warps;
+        let own = match side {
+            Side::Left if down > 4 => Some(("shrui", across.trailing_zeros() as usize, ROWS * one)),
+            Side::Right(columns) if across > 1 => Some(("andi", 1, columns * one)),
+            _ => None,
+        };
+        if let Some((part, by, bytes)) = own {
             let group = self.group_on_entry();
-            let own = self.ik("muli", &group, rows);
-            base = self.i("addi", &base, &own);
+            let mine = self.ik(part, &group, by);
+            let mine = self.ik("muli", &mine, bytes);
+            base = self.i("addi", &base, &mine);
         }
         let base = self.ik("shrui", &base, 4);
         let base = self.t.op(format_args!("arith.extui {base} : i32 to i64"));
@@ -120,10 +141,9 @@ impl Emit<'_> {
         Ok(Described { descriptor: self.l("addi", &base, &bits), transposed })
     }
 
-    /// One instruction: 64 rows a warpgroup, all columns of `rank`, 16 of the summed axis. `left`: a descriptor, and whether it is
+    /// One instruction: 64 rows a warpgroup, `rows` × `cols` slots a thread, 16 of the summed axis. `left`: a descriptor, and whether it is
     /// transposed, or four words of a fragment.
-    fn wgmma(&mut self, rank: Rank, acc: Option<Vec<String>>, left: &[String], transposed: Option<bool>, right: &Described) -> Vec<String> {
-        let (rows, cols) = self.shape(rank);
+    fn wgmma(&mut self, [rows, cols]: [usize; 2], acc: Option<Vec<String>>, left: &[String], transposed: Option<bool>, right: &Described) -> Vec<String> {
         let n = rows * cols;
         // The instruction's order: per eight columns, two of a row, two of the row eight further.
         let place = |i: usize| (2 * (i / 4) + i % 2) * rows + i / 2 % 2;
@@ -180,6 +200,7 @@ impl Emit<'_> {
         }
         let mut landed: Vec<ValueId> = self.flight.values.iter().filter(|(w, g)| **g <= group && **w != v).map(|(w, _)| *w).collect();
         landed.insert(0, v);
+        let mut halves = vec![];
         for (i, w) in landed.into_iter().enumerate() {
             self.flight.values.remove(&w);
             let Some(x) = self.env[w.index()].clone() else { continue };
@@ -189,8 +210,35 @@ impl Emit<'_> {
             let inputs: Vec<(String, &str, String)> = regs.iter().enumerate().map(|(i, r)| (i.to_string(), "f32", r.clone())).collect();
             let out = self.assembly(&text, regs.len(), &inputs);
             self.env[w.index()] = Some(Value::regs(x.rank, x.dtype, x.tail, out));
+            halves.extend(self.plan.ring.as_ref().and_then(|r| r.exchange.get(&w)).map(|at| (w, *at)));
         }
         self.release(group);
+        for (w, at) in halves {
+            let Some(Value { rank, dtype, tail, body: Body::Regs(own) }) = self.env[w.index()].clone() else { continue };
+            // In a loop, the other warpgroup may still read what the tile before had.
+            let [first, second] = self.exchange_at(&own, at, true);
+            self.env[w.index()] = Some(Value::regs(rank, dtype, tail, [first, second].concat()));
+        }
+    }
+
+    /// Reads `v` from the words that products read, if that is the schedule's wish and they have.
+    pub(in super::super) fn unpack(&mut self, v: ValueId) {
+        if !self.flight.rounded.remove(&v) {
+            return;
+        }
+        let (Some(words), Some(x)) = (self.packed.get(&v).cloned(), self.env[v.index()].clone()) else { return };
+        let (rows, cols) = self.shape(x.rank);
+        let mut regs = vec![String::new(); rows * cols];
+        for (n, w) in words.iter().enumerate() {
+            let (slice, m, i) = (n / (2 * rows), n / 4 % (rows / 2), n % 4);
+            let at = (4 * slice + 2 * (i / 2)) * rows + 2 * m + i % 2;
+            // With an effect, so that the unrounded values are not kept in the words' place.
+            for (text, at) in [("shl.b32 $0, $1, 16;", at), ("and.b32 $0, $1, -65536;", at + rows)] {
+                let x = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"=r,r\" {w} : (i32) -> i32"));
+                regs[at] = self.t.op(format_args!("llvm.bitcast {x} : i32 to f32"));
+            }
+        }
+        self.env[v.index()] = Some(Value::regs(x.rank, x.dtype, x.tail, regs));
     }
 
     /// Waits for everything under way.
