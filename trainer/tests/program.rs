@@ -99,3 +99,29 @@ fn calls_run_as_planned() {
         }
     }
 }
+
+#[test]
+fn what_is_declared_f64_is_computed_in_f64() {
+    let text = "
+fn f(t: f64[B], x: f32[B,D=4]) -> (y: f32[B,D=4], n: f32[B]) {
+  w = call(wave, s, t)
+  y = x * w
+  n = reduce_sum(y * y, d)
+}
+fn wave(t: f64[B]) -> (s: f32[B]) { s = convert(sin(t * 1000.123), f32) }
+";
+    let f = &ir::text::parse(text).unwrap_or_else(|e| panic!("{}", e[0])).functions[0];
+    let dims: Bindings = [("B".into(), 5)].into();
+    let t = Tensor::from_f64(DType::F64, &[5], &[999.125, 3.5, 0.25, 731.0, 12.0625]).unwrap();
+    let (x, tt) = (draw(&[5, 4], 3).convert(DType::F32), draw(&[5], 7));
+    let given: [(&str, &Tensor); 3] = [("t", &t), ("x", &x), ("t.t", &tt)];
+    for flat in [false, true] {
+        let f = if flat { passes::inline(f).unwrap() } else { f.clone() };
+        let make = |on, dtype| Program::new(&f, &[Transform::Jvp(names("t"))], &dims, &Options { on, dtype, threads: Some(1), ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
+        let (want, got) = (make(On::Reference, DType::F64).run(&given).unwrap(), make(On::Cpu, DType::F32).run(&given).unwrap());
+        for (n, want) in &want {
+            let e = relative_error(&got[n], want);
+            assert!(e < 1e-6, "{n}: {e:e}");
+        }
+    }
+}

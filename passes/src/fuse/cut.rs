@@ -4,6 +4,8 @@
 //! that depends on parameters only right before it is first used, so that nothing is made long before. What crosses from piece to
 //! piece, and what a call reads, is in memory; movement, conversion and numbers are made again where they are used. An operand that is
 //! a dense part of something in memory (one layer of stacked weights) is that part of it, and is not copied.
+//!
+//! Where a function declares some values `f64` and others narrower, the former are pieces of their own, which are computed in f64.
 
 use super::view;
 use ir::builder::Builder;
@@ -11,7 +13,7 @@ use ir::diagnostic::Error;
 use ir::dim::{Dim, Name};
 use ir::graph::{Eqn, Function, Var};
 use ir::prim::{Callee, Elementwise, Movement, Prim};
-use ir::types::Type;
+use ir::types::{DType, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A value in memory: a position in [`Cut::slots`].
@@ -74,13 +76,15 @@ struct Cutter<'a> {
     slots: Vec<(Name, Type)>,
     /// Values in memory.
     stored: HashMap<Var, Slot>,
+    /// Whether values of type f64 are pieces of their own.
+    wide: bool,
 }
 
-/// Cuts `f`, of whose results `wanted` are needed.
-pub(super) fn cut(f: &Function, wanted: &[bool]) -> Result<Cut, Error> {
+/// Cuts `f`, of whose results `wanted` are needed; with `wide`, values of type f64 stand in pieces without others.
+pub(super) fn cut(f: &Function, wanted: &[bool], wide: bool) -> Result<Cut, Error> {
     let (call, first) = calls(f);
     let place = places(f, &call, &first, wanted);
-    let mut c = Cutter { f, definitions: f.definitions(), call, place, slots: vec![], stored: HashMap::new() };
+    let mut c = Cutter { f, definitions: f.definitions(), call, place, slots: vec![], stored: HashMap::new(), wide };
     let params: Vec<Slot> = f.params.iter().map(|p| c.slot(p.name.clone(), f.ty(p.var).clone())).collect();
     for (p, s) in f.params.iter().zip(&params) {
         c.stored.entry(p.var).or_insert(*s);
@@ -124,8 +128,7 @@ pub(super) fn cut(f: &Function, wanted: &[bool]) -> Result<Cut, Error> {
     }
     let mut pieces: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
     for at in (0..=first.len()).rev() {
-        let list = targets.get(&at).cloned().unwrap_or_default();
-        let list = c.pieces(list, at, &mut targets)?;
+        let list = c.pieces(at, &mut targets)?;
         pieces.insert(at, list);
     }
     let mut steps = vec![];
@@ -224,10 +227,12 @@ impl Cutter<'_> {
     }
 
     /// The pieces that compute `list` before call `at`; what they need of earlier places becomes a target there.
-    fn pieces(&mut self, list: Vec<Var>, at: usize, targets: &mut BTreeMap<usize, Vec<Var>>) -> Result<Vec<Piece>, Error> {
+    fn pieces(&mut self, at: usize, targets: &mut BTreeMap<usize, Vec<Var>>) -> Result<Vec<Piece>, Error> {
         // Per target what it needs, and of that what is computed for it.
-        let mut needs: Vec<(Vec<Var>, BTreeSet<usize>, BTreeSet<Var>)> = vec![];
-        for t in list {
+        let mut needs: Vec<Need> = vec![];
+        // There may be more of them on the way.
+        while let Some(t) = targets.get(&at).and_then(|l| l.get(needs.len())).copied() {
+            let kind = self.kind(t);
             let (mut eqns, mut inputs, mut seen) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             let mut open = vec![(t, true)];
             while let Some((v, root)) = open.pop() {
@@ -235,7 +240,7 @@ impl Cutter<'_> {
                     continue;
                 }
                 let own = self.definitions[v.index()].filter(|i| self.call[*i].is_none());
-                let here = own.filter(|i| root || (self.place[v.index()] == at || cheap(&self.f.eqns[*i])) && !self.elsewhere(v, at));
+                let here = own.filter(|i| root || (self.place[v.index()] == at || cheap(&self.f.eqns[*i])) && !self.elsewhere(v, at) && self.beside(kind, v));
                 match here {
                     Some(i) => {
                         eqns.insert(i);
@@ -253,13 +258,15 @@ impl Cutter<'_> {
         }
         if self.call.iter().all(Option::is_none) {
             // Without calls, one function.
-            needs = needs.into_iter().reduce(merge).into_iter().collect();
+            let (wide, narrow): (Vec<Need>, Vec<Need>) = needs.into_iter().partition(|n| self.kind(n.0[0]));
+            needs = [wide, narrow].into_iter().filter_map(|n| n.into_iter().reduce(merge)).collect();
         }
-        let mut groups: Vec<(Vec<Var>, BTreeSet<usize>, BTreeSet<Var>)> = vec![];
+        let mut groups: Vec<Need> = vec![];
         for n in needs {
             let real = |s: &BTreeSet<usize>| -> BTreeSet<usize> { s.iter().copied().filter(|i| !cheap(&self.f.eqns[*i])).collect() };
             let own = real(&n.1);
-            let (with, without): (Vec<_>, Vec<_>) = groups.into_iter().partition(|g| !real(&g.1).is_disjoint(&own));
+            let kind = self.kind(n.0[0]);
+            let (with, without): (Vec<_>, Vec<_>) = groups.into_iter().partition(|g| self.kind(g.0[0]) == kind && !real(&g.1).is_disjoint(&own));
             groups = without;
             groups.push(with.into_iter().chain([n]).reduce(merge).unwrap_or_default());
         }
@@ -271,6 +278,14 @@ impl Cutter<'_> {
             out.push(self.piece(&targets, &eqns, &inputs)?);
         }
         Ok(out)
+    }
+    /// Whether `v` stands in a piece of f64 values.
+    fn kind(&self, v: Var) -> bool {
+        self.wide && self.f.ty(v).dtype == DType::F64
+    }
+    /// Whether `v` may be computed in a piece of that kind: values that are no floats may stand in either.
+    fn beside(&self, kind: bool, v: Var) -> bool {
+        !self.f.ty(v).dtype.is_float() || self.kind(v) == kind || self.definitions[v.index()].is_some_and(|i| self.f.eqns[i].args.is_empty())
     }
     /// Whether `v` is in memory when place `at` is computed, by an earlier place.
     fn elsewhere(&self, v: Var, at: usize) -> bool {

@@ -20,15 +20,18 @@ use std::rc::Rc;
 /// # Errors
 /// Those of simplification and of [`fuse`].
 pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
-    let mut s = Sequencer { options, out: Sequence::default(), cuts: HashMap::new(), fused: vec![], pieces: HashMap::new() };
+    let (mut wide, mut narrow) = (false, false);
+    floats(f, &mut wide, &mut narrow, &mut vec![]);
+    let wide = wide && narrow && options.compute != DType::F64;
+    let mut s = Sequencer { options, wide, out: Sequence::default(), cuts: HashMap::new(), fused: vec![], pieces: HashMap::new() };
     let params = f.params.iter().map(|p| {
         let ty = f.ty(p.var);
-        let dtype = if ty.dtype.is_float() { options.stored.get(&p.name).copied().unwrap_or(options.storage) } else { ty.dtype };
+        let dtype = if ty.dtype.is_float() { options.stored.get(&p.name).copied().unwrap_or(if wide && ty.dtype == DType::F64 { DType::F64 } else { options.storage }) } else { ty.dtype };
         s.memory(&p.name, ty, dtype)
     });
     let params: Vec<usize> = params.collect();
     let results: Vec<usize> = f.results.iter().map(|r| s.memory(&r.name, f.ty(r.var), s.computed(f.ty(r.var)))).collect();
-    let cut = cut(f, &vec![true; f.results.len()])?;
+    let cut = cut(f, &vec![true; f.results.len()], wide)?;
     let start = |m: &usize| Place { memory: *m, offset: Dim::fixed(0) };
     s.function(&cut, &params.iter().map(start).collect::<Vec<_>>(), &results.iter().map(|m| Some(*m)).collect::<Vec<_>>())?;
     (s.out.params, s.out.results) = (params, results);
@@ -56,11 +59,26 @@ enum Buffer {
 
 struct Sequencer<'a> {
     options: &'a Options,
+    /// Whether f64 values are computed in f64 beside others that are not.
+    wide: bool,
     out: Sequence,
     cuts: HashMap<(Callee, Vec<bool>), Rc<Cut>>,
     fused: Vec<Known>,
     /// How many pieces of each function there are.
     pieces: HashMap<Name, usize>,
+}
+
+/// Which floats `f` and what it calls have: f64, narrower ones.
+fn floats(f: &Function, wide: &mut bool, narrow: &mut bool, seen: &mut Vec<Callee>) {
+    for d in f.vars.iter().map(|v| v.ty.dtype).filter(|d| d.is_float()) {
+        *(if d == DType::F64 { &mut *wide } else { &mut *narrow }) = true;
+    }
+    for c in f.callees() {
+        if !seen.contains(&c) {
+            seen.push(c.clone());
+            floats(&c, wide, narrow, seen);
+        }
+    }
 }
 
 /// `f` without names, origins and places in the text.
@@ -87,7 +105,11 @@ impl Sequencer<'_> {
     }
     /// What a computed value of type `ty` is stored in.
     fn computed(&self, ty: &Type) -> DType {
-        if ty.dtype.is_float() { self.options.compute } else { ty.dtype }
+        match ty.dtype {
+            DType::F64 if self.wide => DType::F64,
+            d if d.is_float() => self.options.compute,
+            d => d,
+        }
     }
 
     /// The launches of a function whose parameters are at `params` and whose results go to `results`.
@@ -121,7 +143,7 @@ impl Sequencer<'_> {
                     let inner = match self.cuts.get(&key) {
                         Some(c) => c.clone(),
                         None => {
-                            let c = Rc::new(super::cut::cut(function, &key.1)?);
+                            let c = Rc::new(super::cut::cut(function, &key.1, self.wide)?);
                             self.cuts.insert(key, c.clone());
                             c
                         }
@@ -171,6 +193,9 @@ impl Sequencer<'_> {
         let mut options = Options { stored: Default::default(), ..self.options.clone() };
         for (p, d) in f.params.iter().zip(&inputs).filter(|(p, _)| f.ty(p.var).dtype.is_float()) {
             options.stored.insert(p.name.clone(), *d);
+        }
+        if self.wide && f.results.iter().any(|r| f.ty(r.var).dtype == DType::F64) {
+            (options.compute, options.operands) = (DType::F64, DType::F64);
         }
         let fused = fuse(&simple, &options)?;
         self.out.notes.extend(fused.notes.iter().map(|n| if self.fused.is_empty() { n.clone() } else { format!("{}: {n}", f.name) }));
