@@ -436,6 +436,16 @@ pub fn registers(plan: &Plan) -> usize {
                 let end = l.body.len();
                 let mut lives: BTreeMap<ValueId, [usize; 3]> = BTreeMap::new();
                 let ahead = l.body.iter().map(|s| if let Step::Products(vs) = s { ahead(vs) } else { 0 }).max().unwrap_or(0);
+                // Left operands that are made before the loop, without tensor cores: what lanes exchange of them does not change, and is exchanged before the loop.
+                let mut before: BTreeMap<ValueId, usize> = BTreeMap::new();
+                for v in l.body.iter().flat_map(|s| if let Step::Products(vs) = s { vs.as_slice() } else { &[] }) {
+                    if let (Dot::Matrix { k, terms, .. }, false) = (&plan.dots[v], plan.tensor) {
+                        let inside = |x: ValueId| l.carries.iter().any(|c| c.inside == x) || l.body.iter().any(|s| matches!(s, Step::Let(y, _) if *y == x) || matches!(s, Step::Products(ys) if ys.contains(&x)));
+                        let made = terms.iter().map(|t| t.0).filter(|x| !plan.staged.contains_key(x) && !inside(*x));
+                        before.extend(made.map(|x| (x, plan.fragment.rows * plan.p.axis(*k).extent())));
+                    }
+                }
+                let ahead = ahead + before.values().sum::<usize>();
                 l.carries.iter().for_each(|c| _ = lives.insert(c.inside, [0, 0, 0]));
                 for (i, s) in l.body.iter().enumerate() {
                     let mut read = |v: &ValueId, product: bool| {
