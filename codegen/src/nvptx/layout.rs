@@ -8,7 +8,7 @@
 //! multiply-adds. A reduction over columns is one over a thread's slots, then over the lanes of a row.
 
 /// How a tile of rows × columns is spread over threads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Fragment {
     /// Warps along rows, and along the one column axis that is split over warps.
     pub warps: [usize; 2],

@@ -10,7 +10,7 @@ use ir::types::DType;
 use std::collections::BTreeMap;
 
 /// How a program runs on a GPU.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Schedule {
     /// Rows of a block: tile of the row axis.
     pub rows: usize,
