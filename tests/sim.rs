@@ -153,14 +153,14 @@ fn plans() {
     for transform in [None, Some(Transform::Jvp(vec!["x".into(), "b".into()])), Some(Transform::Vjp(vec!["x".into(), "a".into()]))] {
         let g = transform.map_or_else(|| f.clone(), |t| t.apply(f).unwrap());
         let mut random = pushforward::input::Random(9);
-        let inputs: Vec<Tensor> = g.params.iter().map(|p| random.draw(&g, p.var, &dims).unwrap().convert(DType::BF16)).collect();
+        let inputs: Vec<Tensor> = g.params.iter().map(|p| random.draw(&g, p.var, &dims).unwrap().convert(DType::F32)).collect();
         let want = ir::reference::evaluate(&g, &inputs, &dims).unwrap();
-        let got = pushforward::machine::sim_planned(&g, &inputs, &dims, DType::BF16, "sm_90a").unwrap_or_else(|e| panic!("{}: {e}", g.name));
+        let got = pushforward::machine::sim_planned(&g, &inputs, &dims, DType::F32, "sm_90a").unwrap_or_else(|e| panic!("{}: {e}", g.name));
         for ((r, w), x) in g.results.iter().zip(&want).zip(&got) {
             let error = relative_error(x, w);
             println!("  {} {} {error:.1e}", g.name, r.name);
-            // Rows between layers are stored in bf16, and rounded once more.
-            assert!(error <= 5e-3, "{}: {} is off by {error:e}", g.name, r.name);
+            // In f32: what lies between kernels in bf16 is rounded at every layer, and would hide more.
+            assert!(error <= 2e-5, "{}: {} is off by {error:e}", g.name, r.name);
         }
     }
 }
