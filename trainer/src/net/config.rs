@@ -237,7 +237,7 @@ impl Fields<'_> {
             num_attention_heads: heads,
             attention_head_dim: size,
             in_channels,
-            out_channels: self.need(name("out_channels", "out_dim"), self.dim("proj_out.weight", 0).map(|n| n / patch), Some(in_channels))?,
+            out_channels: self.need(name("out_channels", "out_dim"), self.dim("proj_out.weight", 0).map(|n| n / patch), Some(if self.map.get("out_channels") == Some(&Value::Null) { in_channels } else { 16 }))?,
             text_dim: self.need("text_dim", self.dim("condition_embedder.text_embedder.linear_1.weight", 1), Some(4096))?,
             freq_dim: self.need("freq_dim", self.dim("condition_embedder.time_embedder.linear_1.weight", 1), Some(256))?,
             ffn_dim: self.need("ffn_dim", self.dim("blocks.0.ffn.net.0.proj.weight", 0), Some(if usual { 13824 } else { 8192 }))?,
