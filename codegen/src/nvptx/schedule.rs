@@ -139,10 +139,19 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         }
                     };
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
-                    if registers(&plan) > most {
-                        continue;
-                    }
-                    found.push((s, cost_by_warpgroups(&plan)));
+                    let plan = if registers(&plan) <= most {
+                        plan
+                    } else {
+                        // Two accumulators, whose scores are read again for the second: elsewhere the estimate is too low (seen).
+                        s.rounded = p.operands == DType::BF16 && across == 1;
+                        match Plan::new(p, target, &s) {
+                            Ok(plan) if s.rounded && accumulators(&plan) == 2 && !loads_in_loop(&plan) && registers(&plan) <= most => plan,
+                            _ => continue,
+                        }
+                    };
+                    // Exchanges cost more than the model says: 341 against 542 TFLOP/s, forward at 256, measured.
+                    let cost = cost_by_warpgroups(&plan) * if across > 1 { 1.5 } else { 1.0 };
+                    found.push((s, cost));
                 }
             }
         }
@@ -197,7 +206,11 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
         let (tensor, shared, issue) = (groups * tensor, groups * shared + plan.shared[1] as f64 / 128.0, groups * issue);
         // A single stage copies while nothing multiplies; more warpgroups hide each other's elementwise work.
         let alone = if groups < 2.0 { 1.0 } else { 0.25 };
-        let mut clocks = tensor.max(shared).max(issue) + alone * issue + 150.0;
+        // What a tile costs by itself, more where rows are reduced; and a little per element that is read again as rounded. Both from
+        // tiles of 48 to 128 keys, measured (docs/perf-log.md).
+        let reduces = l.body.iter().any(|s| matches!(s, Step::Let(_, Op::Reduce(..))));
+        let again = if plan.schedule.rounded { 1.5 * plan.p.axis(l.axis).extent() as f64 } else { 0.0 };
+        let mut clocks = tensor.max(shared).max(issue) + alone * issue + again + if reduces { 500.0 } else { 150.0 };
         if plan.schedule.stages == 1 {
             clocks *= 1.2;
         }
@@ -358,6 +371,18 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     Ok(out)
 }
 
+/// Values with columns that a loop carries.
+fn accumulators(plan: &Plan) -> usize {
+    let of = |s: &Step| if let Step::For(l) = s { l.carries.iter().filter(|c| plan.rank(c.inside).col.is_some()).count() } else { 0 };
+    plan.body.iter().map(of).max().unwrap_or(0)
+}
+
+/// Whether a loop loads to registers.
+fn loads_in_loop(plan: &Plan) -> bool {
+    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v));
+    plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(load)))
+}
+
 /// About how many registers a thread needs: the most that is alive at once in a loop (left operands of products packed where they are
 /// defined), operands of a step of products, and addresses.
 pub fn registers(plan: &Plan) -> usize {
@@ -422,10 +447,7 @@ pub fn registers(plan: &Plan) -> usize {
     let others = match &plan.ring {
         None => 44,
         Some(ring) => {
-            let loops = || plan.body.iter().filter_map(|s| if let Step::For(l) = s { Some(l) } else { None });
-            let loads = loops().any(|l| l.body.iter().any(|s| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v))));
-            let accumulators = loops().map(|l| l.carries.iter().filter(|c| plan.rank(c.inside).col.is_some()).count()).max().unwrap_or(0);
-            12 + 12 * usize::from(loads) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators.saturating_sub(2)
+            12 + 6 * usize::from(plan.schedule.rounded) + 12 * usize::from(loads_in_loop(plan)) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2)
         }
     };
     let mut most = 0;
@@ -494,8 +516,10 @@ pub fn registers(plan: &Plan) -> usize {
                     let alive = |at: usize| -> usize {
                         lives.iter().map(|(v, [made, read, product])| {
                             let packed = plan.packed.contains(v);
-                            let whole = *made < at && *read >= at;
-                            let half = packed && *made < at && *product >= at;
+                            // Read again as rounded: whole until a product reads it, its words from then on.
+                            let again = packed && plan.schedule.rounded && *product > *made;
+                            let whole = *made < at && if again { *product >= at } else { *read >= at };
+                            let half = packed && *made < at && if again { *product < at && *read >= at } else { *product >= at };
                             usize::from(whole) * size(*v) + usize::from(half) * (size(*v) / 2)
                         }).sum()
                     };
@@ -517,7 +541,8 @@ pub fn registers(plan: &Plan) -> usize {
                 }
             }
             Step::Let(v, Op::Dot { .. }) if plan.dots[v] == Dot::Direct => most = most.max(6 * size(*v) + 44),
-            Step::Let(v, _) if !plan.staged.contains_key(v) => most = most.max(2 * size(*v) + 30),
+            // By warpgroups, what follows the loop is done a few columns at a time.
+            Step::Let(v, _) if !plan.staged.contains_key(v) => most = most.max(size(*v) * if plan.ring.is_some() { 1 } else { 2 } + 30),
             _ => {}
         }
     }

@@ -5,7 +5,7 @@
 //! two of them, packed: one layout serves both. Barrier objects take the place of block barriers: the copying thread waits until a
 //! stage's group is empty and says how many bytes will make it full; who multiplies waits until it is full, and says empty when the
 //! products that read it are done. Products are awaited where their results are first read, so what does not depend on them runs
-//! meanwhile (Shah et al., FlashAttention-3, 2024; here a tangent's own products hide the exponentials).
+//! meanwhile (Shah et al., 2024; here a tangent's own products hide the exponentials).
 
 mod arrange;
 mod bulk;
