@@ -407,15 +407,23 @@ fn an_instance_has_all_panels() {
         for mask in [false, true] {
             for p in owning(mask, F32, columns, d) {
                 // Every panel's sums are added to what the panels before it gave: the error grows with their number.
-                agrees(&p, &[&[("B", 1), ("H", 2), ("I", 1)], &[("B", 2), ("H", 1), ("I", 67)], &[("B", 1), ("H", 1), ("I", 140)]], 2e-5);
+                let sizes = |b, h, i| [("B", b), ("H", h), ("I", i), ("J", columns), ("D", d)];
+                agrees(&p, &[&sizes(1, 2, 1), &sizes(2, 1, 67), &sizes(1, 1, 140)], 2e-5);
                 codegen::compile(&p, &Target::named("skylake-avx512").unwrap()).unwrap();
                 codegen::compile(&p, &Target::named("haswell").unwrap()).unwrap();
             }
         }
     }
     for p in owning(true, DType::F64, 50, 12) {
-        agrees(&p, &[&[("B", 1), ("H", 2), ("I", 67)]], 1e-12);
+        agrees(&p, &[&[("B", 1), ("H", 2), ("I", 67), ("J", 50), ("D", 12)]], 1e-12);
     }
+}
+
+/// Two sums down the columns of padded tiles: what is computed in the place of an operand has that operand's padding.
+#[test]
+fn tiles_of_other_padding_have_places_of_their_own() {
+    let p: Program = serde_json::from_str(include_str!("padding.tile.json")).unwrap();
+    agrees(&p, &[&[]], 1e-6);
 }
 
 #[test]

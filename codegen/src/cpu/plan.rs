@@ -188,12 +188,22 @@ fn round_up(n: usize, to: usize) -> usize {
 }
 
 impl<'p> Plan<'p> {
+    /// A plan; with the lane axis cut into panels where a streamed loop has it whole and its sums can run over panels.
     pub fn new(p: &'p Program, target: &Target) -> Result<Plan<'p>, Error> {
+        let dots = any(&p.body, &|s| matches!(s, Stmt::Let(_, Op::Dot { .. })));
+        let streams = any(&p.body, &|s| matches!(s, Stmt::For(_)));
+        if dots && streams && p.lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Full(_)))
+            && let Ok(plan) = Plan::with(p, target, true)
+        {
+            return Ok(plan);
+        }
+        Plan::with(p, target, false)
+    }
+    fn with(p: &'p Program, target: &Target, cut: bool) -> Result<Plan<'p>, Error> {
         let vl = target.vector_bytes / p.compute.bytes();
         let lanes = p.lanes.filter(|a| matches!(p.axis(*a).role, Role::Block(_) | Role::Full(_))).or_else(|| pick_lanes(p));
         let dots = any(&p.body, &|s| matches!(s, Stmt::Let(_, Op::Dot { .. })));
         let streams = any(&p.body, &|s| matches!(s, Stmt::For(_)));
-        let cut = dots && streams && p.lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Full(_)));
         let panels = cut || lanes.is_some_and(|a| matches!(p.axis(a).role, Role::Block(_)));
         let mut micro = target.micro;
         if !dots {
@@ -1066,6 +1076,7 @@ impl<'p> Plan<'p> {
                     Work::Nest(n) if n.domain.iter().eq(self.values[v].axes.iter().collect::<BTreeSet<_>>()) => reads.iter().copied().find(|&o| {
                         self.last.get(&o) == Some(&g.time)
                             && self.values[o].axes == self.values[v].axes
+                            && self.strides(o) == self.strides(v)
                             && self.bytes(self.values[o].dtype) == self.bytes(self.values[v].dtype)
                             && arena.slots.iter().any(|s| s.owner == Some(o))
                     }),
