@@ -138,6 +138,10 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                             }
                         }
                     };
+                    // The assembler counts one instruction's registers by what a thread has before warpgroups exchange them.
+                    if widest(&plan) / 2 + BESIDE > REGISTER_FILE / (128 * (groups + 1)) {
+                        continue;
+                    }
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
                     let plan = if registers(&plan) <= most {
                         plan
@@ -159,6 +163,16 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
     // Stable: among equals the earlier candidate.
     found.sort_by(|a, b| a.1.total_cmp(&b.1));
     Ok(found)
+}
+
+/// Registers of a multiprocessor.
+const REGISTER_FILE: usize = 65536;
+/// What `ptxas` wants beside the accumulators of one product (154 for 128, seen).
+const BESIDE: usize = 26;
+
+/// The most columns of one product: half as many registers of each thread.
+fn widest(plan: &Plan) -> usize {
+    plan.dots.values().filter_map(|d| if let Dot::Matrix { n, .. } = d { Some(plan.fragment.span(plan.slots[n.index()])) } else { None }).max().unwrap_or(0)
 }
 
 /// Clocks of a multiprocessor per element of the iteration space of the loop: tensor cores (2048 fused multiply-adds a clock), 128 bytes
