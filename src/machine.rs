@@ -194,8 +194,7 @@ fn ptx(p: &Program, target: &str, dims: &Bindings) -> Result<codegen::nvptx::Com
 /// Shape and type of each output.
 #[cfg(feature = "cuda")]
 fn outputs(s: &GpuSignature, dims: &Bindings) -> Result<Vec<(Vec<usize>, DType)>, Error> {
-    let shape = |b: &ir::tile::Buffer| b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>();
-    s.buffers.iter().filter(|b| b.access == Access::Output).map(|b| Ok((shape(b).map_err(|e| Error::new(format!("buffer `{}`: {e}", b.name)))?, b.dtype))).collect()
+    s.buffers.iter().filter(|b| b.access == Access::Output).map(|b| Ok((b.sizes(dims).map_err(|e| Error::new(format!("buffer `{}`: {e}", b.name)))?, b.dtype))).collect()
 }
 
 /// Launches one block program: sizes, inputs in buffer order; outputs in buffer order.

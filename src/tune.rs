@@ -243,7 +243,7 @@ impl Device {
         let mut random = Random(5);
         let mut memory = vec![];
         for b in &p.buffers {
-            let shape = b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+            let shape = b.sizes(dims).map_err(|e| e.to_string())?;
             let x = random.tensor(b.dtype, &shape)?;
             memory.push(Memory::new(gpu, &x.convert(b.dtype).to_bytes()).map_err(|e| e.to_string())?);
         }

@@ -13,7 +13,7 @@
 //! `reduce max` of nothing is [`LOWEST`], never −∞, and so is the running maximum before the first tile. A masked score is −∞
 //! or lower than `LOWEST`, so that `exp(score − max)` is exactly zero and a row without a visible element needs no branch.
 
-use crate::dim::{Dim, Name};
+use crate::dim::{Bindings, Dim, DimError, Name};
 use crate::prim::Elementwise;
 use crate::types::DType;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,16 @@ pub struct Buffer {
     pub shape: Vec<Dim>,
     /// Read or written.
     pub access: Access,
+}
+
+impl Buffer {
+    /// Its sizes as numbers; less than nothing is nothing.
+    ///
+    /// # Errors
+    /// An unbound name, a value that is not whole, or one that does not fit.
+    pub fn sizes(&self, dims: &Bindings) -> Result<Vec<usize>, DimError> {
+        self.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect()
+    }
 }
 
 /// Which element of a buffer belongs to a point of the iteration space:

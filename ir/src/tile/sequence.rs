@@ -46,7 +46,7 @@ impl Sequence {
             for (b, at) in places().filter(|(b, _)| b.access == Access::Input) {
                 let named = |e: String| Error::new(format!("{}: buffer `{}`: {e}", p.name, b.name));
                 let t = memory[at.memory].as_ref().ok_or_else(|| named("nothing provides it".into()))?;
-                let shape = b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>().map_err(|e| named(e.to_string()))?;
+                let shape = b.sizes(dims).map_err(|e| named(e.to_string()))?;
                 let offset = at.offset.eval(dims).map_err(|e| named(e.to_string()))?.max(0) as usize;
                 own.push(if t.shape() == shape && offset == 0 { t.clone() } else { t.part(offset, &shape)? });
             }

@@ -45,7 +45,7 @@ impl Execution {
             // (buffer of the plan, first byte, bytes, shape) of each of the kernel's.
             let mut places = vec![];
             for (b, (m, offset)) in s.buffers.iter().zip(&l.buffers) {
-                let shape = b.shape.iter().map(|d| d.eval(&p.dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>().map_err(|e| Error::new(e.to_string()))?;
+                let shape = b.sizes(&p.dims).map_err(|e| Error::new(e.to_string()))?;
                 places.push((*m, *offset, shape.iter().product::<usize>() * b.dtype.bytes(), shape));
             }
             let mut inputs = vec![];

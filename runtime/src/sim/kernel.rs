@@ -18,7 +18,7 @@ impl Module {
         let read: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
         let mut shapes = vec![];
         for b in s.buffers.iter().filter(|b| b.access == Access::Output) {
-            shapes.push((b.shape.iter().map(|d| d.eval(dims).map(|n| n.max(0) as usize)).collect::<Result<Vec<_>, _>>().map_err(size)?, b.dtype));
+            shapes.push((b.sizes(dims).map_err(size)?, b.dtype));
         }
         let mut written: Vec<Vec<u8>> = shapes.iter().map(|(shape, d)| vec![0; shape.iter().product::<usize>() * d.bytes()]).collect();
         let numbers = s.dims.iter().map(|d| dims.get(d).copied().ok_or_else(|| refuse(format!("dimension `{d}` has no number")))).collect::<Result<Vec<_>, _>>()?;

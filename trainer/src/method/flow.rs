@@ -6,7 +6,7 @@
 //!
 //! u is log-normal in σ, which is a logistic of a normal number in u, or uniform for a share of the samples.
 
-use super::learner::{Learner, all_used, report};
+use super::learner::{Learner, report};
 use super::{Batch, Condition, Method, Metrics, Noisy, Weights, angles, flows};
 use crate::density::Density;
 use crate::network::Point;
@@ -94,15 +94,10 @@ impl Method for Flow {
         self.student.average()
     }
     fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut s = BTreeMap::new();
-        self.student.save("student", &mut s);
-        s
+        self.student.state()
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-        let mut used = vec![];
-        let loaded = self.student.load("student", state, &mut used)?;
-        all_used(state, &used)?;
-        self.student.restore(loaded)
+        self.student.restore_alone(state)
     }
     fn launches(&self) -> u64 {
         self.student.launches()

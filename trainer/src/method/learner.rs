@@ -81,6 +81,22 @@ impl Learner {
         all.push(("adamw".into(), self.optimizer.steps(), self.optimizer.spent()));
         all
     }
+    /// The state of a method that has this learner alone.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut s = BTreeMap::new();
+        self.save("student", &mut s);
+        s
+    }
+    /// Goes on from what [`Learner::state`] gave.
+    ///
+    /// # Errors
+    /// A tensor that is missing, does not fit or belongs to nothing; nothing is changed then.
+    pub fn restore_alone(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+        let mut used = vec![];
+        let loaded = self.load("student", state, &mut used)?;
+        all_used(state, &used)?;
+        self.restore(loaded)
+    }
     /// Its state under `prefix`.
     pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
         self.optimizer.save(prefix, into);

@@ -10,7 +10,7 @@
 //! v is the data's, ε − x₀ ([`Target::Data`]); a guided teacher's ([`Target::Teacher`]); or the data's, guided by the network itself at r = t,
 //! ω·(ε − x₀) + (1 − ω)·u(z, t, t | empty) ([`Target::Guided`]). The network's times are t and t − r, in this order. Sampling: z_r = z_t − (t − r)·u(z_t, r, t).
 
-use super::learner::{Learner, Teacher, all_used, report};
+use super::learner::{Learner, Teacher, report};
 use super::{Batch, Condition, Method, Metrics, Weights, times};
 use crate::density::Density;
 use crate::network::{Model, Point};
@@ -150,15 +150,10 @@ impl Method for MeanFlow {
         self.student.average()
     }
     fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut s = BTreeMap::new();
-        self.student.save("student", &mut s);
-        s
+        self.student.state()
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-        let mut used = vec![];
-        let loaded = self.student.load("student", state, &mut used)?;
-        all_used(state, &used)?;
-        self.student.restore(loaded)
+        self.student.restore_alone(state)
     }
     fn launches(&self) -> u64 {
         let teacher = if let Target::Teacher(t) = &self.target { t.model.launches() } else { 0 };
