@@ -51,6 +51,9 @@ pub struct Args {
     /// Run so often, and say the median time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Say where the time goes, kernel by kernel, beside what the machine can do (on the CPU; the median of --runs)
+    #[arg(long)]
+    profile: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -124,6 +127,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     }
     times.sort_by(f64::total_cmp);
     let seconds = times[times.len() / 2];
+    let profile = if a.profile { Some(program.profile(&given, a.runs)?) } else { None };
 
     // Cotangents of weights under the names, and in the shapes, that the checkpoint has.
     let keys: BTreeMap<&str, &str> = n.weights.iter().map(|w| &*w.name).zip(names.iter().map(String::as_str)).collect();
@@ -151,6 +155,9 @@ pub fn run(a: &Args) -> Result<(), String> {
             json!({
                 "network": config.class(), "on": a.on, "dtype": dtype.name(), "dims": dims, "parameters": n.parameters(), "seconds": seconds, "preparation_seconds": prepared,
                 "kernels": program.kernels(), "launches": program.launches(), "peak_bytes": program.peak_bytes(), "results": list, "not_read": left, "ignored_weights": weights.ignored(),
+                "profile": profile.as_ref().map(|p| json!({"fma_peak": p.peak, "copy_bandwidth": p.bandwidth, "kernels": p.rows.iter().map(|r| json!({
+                    "kernel": r.kernel, "launches": r.launches, "seconds": r.seconds, "flops": r.cost.flops, "bytes": r.cost.bytes(), "of_roof": p.share(r),
+                })).collect::<Vec<_>>()})),
             })
         );
     } else {
@@ -160,6 +167,9 @@ pub fn run(a: &Args) -> Result<(), String> {
         }
         for (n, t) in &out {
             println!("  {n:<10} {:?}  norm {:.9e}", t.shape(), norm(t));
+        }
+        if let Some(p) = &profile {
+            println!("{p}");
         }
     }
     Ok(())

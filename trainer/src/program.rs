@@ -7,6 +7,8 @@
 mod cpu;
 #[cfg(feature = "jit")]
 pub mod kernels;
+#[cfg(feature = "jit")]
+pub mod profile;
 
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
@@ -197,14 +199,8 @@ impl Program {
     /// # Errors
     /// A parameter that is neither given nor kept; a tensor that does not fit; those of the machine.
     pub fn run(&self, given: &[(&str, &Tensor)]) -> Result<BTreeMap<Name, Tensor>, String> {
-        let mut own = BTreeMap::new();
-        for (n, t) in given {
-            own.insert(Name::from(*n), self.fit(n, t)?);
-        }
-        let mut inputs = vec![];
-        for p in &self.params {
-            inputs.push(own.get(&p.name).map(|t| &**t).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))?);
-        }
+        let own = self.own(given)?;
+        let inputs = self.inputs(&own)?;
         let out = match &self.machine {
             Machine::Reference(_) => {
                 let inputs: Vec<Tensor> = inputs.into_iter().cloned().collect();
@@ -214,5 +210,26 @@ impl Program {
             Machine::Cpu(c) => c.run(&inputs)?,
         };
         Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
+    }
+    fn own<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<BTreeMap<Name, Cow<'a, Tensor>>, String> {
+        given.iter().map(|(n, t)| Ok((Name::from(*n), self.fit(n, t)?))).collect()
+    }
+    /// A tensor for each parameter.
+    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<&'a Tensor>, String> {
+        let of = |p: &'a Field| own.get(&p.name).map(|t| &**t).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty));
+        self.params.iter().map(of).collect()
+    }
+    /// Runs as [`Program::run`] does, so often, and says where the time goes.
+    ///
+    /// # Errors
+    /// Those of [`Program::run`]; another machine than the CPU.
+    #[cfg(feature = "jit")]
+    pub fn profile(&self, given: &[(&str, &Tensor)], runs: u32) -> Result<profile::Profile, String> {
+        let Machine::Cpu(c) = &self.machine else { return Err("a profile is of launches, which the reference evaluator has not; run it on the CPU".into()) };
+        let own = self.own(given)?;
+        let inputs = self.inputs(&own)?;
+        let times = (0..=runs).map(|_| c.profile(&inputs)).collect::<Result<Vec<_>, _>>()?;
+        // The first run touches memory for the first time.
+        profile::Profile::new(c.plan(), c.programs(), &times[1..], c.pool())
     }
 }

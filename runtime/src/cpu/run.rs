@@ -6,6 +6,7 @@ use ir::diagnostic::Error;
 use ir::tensor::Tensor;
 use std::alloc::Layout;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// A plan that is ready to run.
 pub struct Execution {
@@ -73,6 +74,24 @@ impl Execution {
     /// # Errors
     /// A tensor that is not what the plan says: its name, and both sides.
     pub fn run_into(&self, pool: &Pool, params: &[&Tensor], results: &mut [&mut Tensor]) -> Result<(), Error> {
+        self.each(pool, params, results, |launch| launch())
+    }
+    /// Runs every launch, and says how many seconds each took, in order.
+    ///
+    /// # Errors
+    /// Those of [`Execution::run`].
+    pub fn profile(&self, pool: &Pool, params: &[&Tensor]) -> Result<Vec<f64>, Error> {
+        let mut results = self.results()?;
+        let mut seconds = Vec::with_capacity(self.plan.launches.len());
+        self.each(pool, params, &mut results.iter_mut().collect::<Vec<_>>(), |launch| {
+            let start = Instant::now();
+            launch();
+            seconds.push(start.elapsed().as_secs_f64());
+        })?;
+        Ok(seconds)
+    }
+    /// Every launch in order, each by `run`.
+    fn each(&self, pool: &Pool, params: &[&Tensor], results: &mut [&mut Tensor], mut run: impl FnMut(&dyn Fn())) -> Result<(), Error> {
         let p = &self.plan;
         let fits = |what: &str, list: &[usize], n: usize| if list.len() == n { Ok(()) } else { Err(Error::new(format!("the plan has {} {what}, but {n} given", list.len()))) };
         fits("parameters", &p.params, params.len())?;
@@ -104,7 +123,7 @@ impl Execution {
             pointers.extend(l.buffers.iter().map(|(b, o)| unsafe { bases[*b].add(*o) }));
             // SAFETY: dtypes and shapes are the signature's. Parameters are only read. What is written is a result, ours by `&mut`, or
             // lies in the arena, where no buffer of the same launch overlaps it.
-            unsafe { self.kernels[l.kernel].launch_prepared(pool, &pointers, &self.prepared[l.kernel]) };
+            run(&|| unsafe { self.kernels[l.kernel].launch_prepared(pool, &pointers, &self.prepared[l.kernel]) });
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ use runtime::plan::Plan;
 pub(super) struct Cpu {
     execution: Execution,
     pool: Pool,
+    /// What the kernels are, for those who ask what they cost.
+    programs: Vec<ir::tile::Program>,
 }
 
 impl Cpu {
@@ -28,7 +30,7 @@ impl Cpu {
         let target = codegen::Target::host().map_err(|e| e.to_string())?;
         let kernels: Vec<Kernel> = kernels::compile(&sequence.programs, &target, &Cache::from_env())?.into_iter().map(|(k, _)| k).collect();
         let pool = options.threads.map_or_else(Pool::from_env, Pool::new);
-        Ok(Cpu { execution: Execution::new(plan, kernels.into(), pool.threads()).map_err(|e| e.to_string())?, pool })
+        Ok(Cpu { execution: Execution::new(plan, kernels.into(), pool.threads()).map_err(|e| e.to_string())?, pool, programs: sequence.programs })
     }
     pub fn plan(&self) -> &Plan {
         self.execution.plan()
@@ -46,6 +48,15 @@ impl Cpu {
     pub fn stored(&self, name: &str) -> Option<DType> {
         let p = self.plan();
         p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+    }
+    pub fn programs(&self) -> &[ir::tile::Program] {
+        &self.programs
+    }
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+    pub fn profile(&self, inputs: &[&Tensor]) -> Result<Vec<f64>, String> {
+        self.execution.profile(&self.pool, inputs).map_err(|e| e.to_string())
     }
     pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.execution.run(&self.pool, inputs).map_err(|e| e.to_string())
