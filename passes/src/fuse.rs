@@ -1,10 +1,11 @@
 //! Fusion: functions to block programs.
 //!
 //! `partition` decides which equations form a kernel and which axis it streams over, `law` which reductions one pass over that
-//! axis can hold, `gather` makes one sum of several where their coefficients are known, `view` turns movement at a kernel's edge into addresses,
+//! axis can hold, `again` what is stored because making it again costs more, `gather` makes one sum of several where their coefficients are known, `view` turns movement at a kernel's edge into addresses,
 //! `lower` writes the block program. Where functions are called, `cut` makes pieces without calls, and `sequence` fuses each distinct piece
 //! once and lists all launches.
 
+mod again;
 pub mod center;
 mod cut;
 pub mod gather;

@@ -64,8 +64,14 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let apart = apart && o.scratch && k.owned.is_none() && tiled > 1;
     let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
     let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
+    let row = row_axis(p, k);
     for (i, a) in k.parallel.iter().enumerate() {
-        let from_last = tiled - 1 - i;
+        // The lane axis, the one that has rows, the others.
+        let from_last = match tiled - 1 - i {
+            0 => 0,
+            _ if row.as_ref().map_or(i + 2 == tiled, |r| *r == a.name) => 1,
+            n => n.max(2),
+        };
         // The last axis lies in lanes; the one before has a tile of rows unless the loop's dots need the registers.
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
@@ -136,6 +142,18 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     renumber(&mut program.body, &place);
     let program = bind_sizes(program, &baked);
     Ok(program)
+}
+
+/// Of the parallel axes but the last one: the one that has a tile of rows where the loop carries sums of products, so that both operands
+/// are used more than once: the nearest one that one operand has, and the operand with lanes has not. Lengths of a batch before
+/// the lanes are of the same operand as these.
+fn row_axis(p: &Partition, k: &Kernel) -> Option<Name> {
+    let (lane, rest) = k.parallel.split_last()?;
+    let products = k.stats.keys().filter_map(|v| p.definitions[v.index()]).map(|i| &p.f.eqns[i]).filter(|e| matches!(e.op, Prim::Contract(_)));
+    let pairs: Vec<(Var, Var)> = products.filter_map(|e| Some((*e.args.first()?, *e.args.get(1)?))).collect();
+    let has = |v: Var, n: &Name| p.f.ty(v).has(n);
+    let apart = |n: &Name| pairs.iter().any(|(a, b)| [(*a, *b), (*b, *a)].iter().any(|(with, other)| has(*with, &lane.name) && !has(*with, n) && has(*other, n) && !has(*other, &lane.name)));
+    rest.iter().rev().find(|a| apart(&a.name)).map(|a| a.name.clone())
 }
 
 /// Whether a dot stands inside the loop; and whether all that do are products per element of x, which both operands have.

@@ -393,7 +393,15 @@ impl Partition<'_> {
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats })
+        let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats };
+        match self.made_again(&closure, &kernel) {
+            Some(why) => Err(why),
+            None => Ok(kernel),
+        }
+    }
+    /// Types under which parameters and results appear.
+    pub(super) fn in_memory(&self) -> impl Iterator<Item = &Type> {
+        self.ports.iter()
     }
     /// Whether what is read with most axes steps over memory along x, but not along an axis that instances share out.
     fn strided(&self, closure: &[usize], is_x: &dyn Fn(&Name) -> bool, parallel: &BTreeSet<Name>) -> bool {
