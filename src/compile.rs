@@ -62,7 +62,7 @@ pub fn run(a: &Args) -> Result<(), String> {
             let (dims, dtype) = (dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
             let options = match &target {
                 Target::Cpu(_) => passes::fuse::Options::cpu(&dims, dtype),
-                Target::Gpu(_) => passes::fuse::Options::stored(&dims, dtype),
+                Target::Gpu(_) => pushforward::machine::gpu(&dims, dtype),
             };
             let mut stage = Stage::Function(f.clone());
             if a.dump.is_some() {

@@ -10,7 +10,6 @@ use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use passes::fuse::Options;
 use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
@@ -224,7 +223,7 @@ fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<G
         for _ in 0..9 {
             let start = Instant::now();
             let f = derived(&plan)?;
-            let fused = machine::compile(&f, &dims(&[plan.dims.clone()])?, plan.dtype)?;
+            let fused = machine::compile_by(&f, &machine::gpu(&dims(&[plan.dims.clone()])?, plan.dtype))?;
             let texts = fused.programs.iter().map(|p| nvptx::compile_default(p, target, false).map(|k| k.ptx)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
             ptx.push(start.elapsed().as_secs_f64());
             if let Some(a) = assembler {
@@ -269,7 +268,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
-    let fused = machine::compile(&f, &known_sizes, plan.dtype)?;
+    let fused = machine::compile_by(&f, &machine::gpu(&known_sizes, plan.dtype))?;
     let (mut kernels, mut bytes, mut exact) = (vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
     // Sizes of attention's sequences are no strides; others are known.
@@ -344,7 +343,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
             _ => 2e-5,
         };
         // Where nothing is approximate, a device gives the bits of the PTX machine.
-        let launched = || machine::sequence(&f, &Options::stored(&known_sizes, plan.dtype));
+        let launched = || machine::sequence(&f, &machine::gpu(&known_sizes, plan.dtype));
         let same = if exact { Some(machine::sim_of(&launched()?, &tensors, &dims, &target.name)?) } else { None };
         for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);

@@ -5,7 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
-use super::factor::moved;
+use super::factor::{moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -294,6 +294,9 @@ pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
         match roles_of(&form) {
             Ok(r) => return Ok(r),
             Err(e) => _ = first.get_or_insert(e),
+        }
+        if let Ok(r) = roles_of(&outside(&form)) {
+            return Ok(r);
         }
         match axes::written_out(&form) {
             Some(p) => form = p,
