@@ -62,13 +62,14 @@ pub fn run(a: &Args) -> Result<(), String> {
 }
 
 /// Programs, by the name that cases call them by.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("plain", include_str!("../examples/attention.pf")),
     ("variants", include_str!("../examples/attention_variants.pf")),
     ("norm", include_str!("../examples/norm_modulate.pf")),
     ("gelu", include_str!("../examples/gelu_linear.pf")),
     ("xent", include_str!("../examples/cross_entropy.pf")),
     ("layers", include_str!("../tests/programs/layers.pf")),
+    ("exact", include_str!("../tests/programs/exact.pf")),
 ];
 
 /// One case to make: a function of a program, how it is derived, in which type, at which sizes, and the flops to divide by the time.
@@ -131,6 +132,13 @@ fn plans() -> Vec<Plan> {
             check("layers", f, "x", "", dtype, "A=3,B=2,N=12,D=16,H=3,J=33,E=24,F=40");
         }
     }
+    for dtype in [BF16, F16, F32] {
+        check("exact", "product", "", "", dtype, "M=70,K=88,N=104");
+        check("exact", "product", "x,w", "", dtype, "M=130,K=320,N=72");
+        check("exact", "scores", "", "", dtype, "B=1,H=2,I=100,J=150,D=64");
+        check("exact", "scores", "q,k,v", "", dtype, "B=1,H=2,I=70,J=115,D=128");
+        check("exact", "scores", "", "q,k,v", dtype, "B=1,H=1,I=70,J=90,D=64");
+    }
     let mut time = |program, function, jvp, vjp, dims: String, flops: f64| all.push(Plan { program, function, jvp, vjp, dtype: BF16, dims, flops: Some(flops), form: Form::Default });
     for d in [64usize, 128, 256] {
         for n in [1024usize, 2048, 4096, 8192, 16384] {
@@ -169,10 +177,10 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
     for p in plans() {
         forms.push(p.clone());
         // Beside warpgroups, products of warps, in the same run.
-        if target.name == "sm_90a" && p.flops.is_some() {
+        if target.name == "sm_90a" && (p.flops.is_some() || p.program == "exact") {
             forms.push(Plan { form: Form::Warps, ..p.clone() });
             // One length tells which is best; kernels do not depend on it.
-            if p.dims.contains("I=8192") && p.vjp.is_empty() {
+            if p.flops.is_some() && p.dims.contains("I=8192") && p.vjp.is_empty() {
                 forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
             }
         }

@@ -358,11 +358,15 @@ impl Plan {
     /// # Errors
     /// What has no form on a GPU, and which limit of the target the schedule exceeds.
     pub fn new(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
+        Plan::of(&roles(p)?, target, schedule)
+    }
+    /// The same where the roles of axes are decided: they do not depend on the schedule.
+    pub(super) fn of((p, rows, dots): &Roles, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
         if p.compute != DType::F32 {
             return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
         }
-        let (p, rows, dots) = roles(p)?;
-        let p = retile(&p, rows, schedule);
+        let (rows, dots) = (*rows, dots.clone());
+        let p = retile(p, rows, schedule);
         let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
         if p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.stores() && !l.within.is_empty())) {
