@@ -17,6 +17,7 @@ pub mod plan;
 mod schedule;
 mod serial;
 mod stream;
+mod tf32;
 pub mod value;
 mod warpgroup;
 

@@ -367,7 +367,7 @@ impl Plan {
         }
         let (rows, dots) = (*rows, dots.clone());
         let p = retile(p, rows, schedule);
-        let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
+        let tensor = (p.operands != DType::F32 || schedule.tf32) && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
         if p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.stores() && !l.within.is_empty())) {
             return bad("a loop that stores in every tile and leaves out parts of tiles".into());
@@ -375,6 +375,9 @@ impl Plan {
         let fragment = schedule.fragment;
         if fragment.rows_per_block() != schedule.rows && rows.is_some() {
             return bad(format!("the schedule has {} rows, but its fragment {}", schedule.rows, fragment.rows_per_block()));
+        }
+        if schedule.tf32 && (!tensor || p.operands != DType::F32 || schedule.warpgroups) {
+            return bad("tf32 is for products of f32 matrices by warps".into());
         }
         if fragment.threads() > target.threads_per_block {
             return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));
@@ -412,6 +415,12 @@ impl Plan {
         plan.uses();
         let body = plan.p.body.clone();
         plan.stage(&body)?;
+        if let Some(v) = plan.dots.values().find_map(|d| match d {
+            Dot::Matrix { k, terms, .. } if tensor && plan.split == Some(*k) => terms.iter().map(|t| t.0).find(|l| plan.packed.contains(l)),
+            _ => None,
+        }) {
+            return Err(refused(&plan.p, &format!("{} is summed over an axis that is split over warps, and stands in their registers", show(&plan.p, v))));
+        }
         plan.body = plan.steps(&body);
         if schedule.warpgroups {
             super::warpgroup::arrange(&mut plan, target)?;
@@ -538,7 +547,7 @@ impl Plan {
                 let [r, c] = axes.map(|a| self.p.axis(a).extent().next_multiple_of(granule));
                 // Descriptors of warpgroups know whole panels.
                 let c = if self.schedule.warpgroups { c.next_multiple_of(PANEL / elem) } else { c };
-                self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor }, at: 0 });
+                self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor || self.schedule.tf32 }, at: 0 });
             }
         }
         self.looped = self.staged.keys().copied().filter(|v| inside[v]).collect();
