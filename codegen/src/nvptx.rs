@@ -17,6 +17,7 @@ pub mod plan;
 mod schedule;
 mod serial;
 mod stream;
+mod tf32;
 pub mod value;
 mod warpgroup;
 
@@ -47,6 +48,14 @@ pub struct Compiled {
 
 fn refused(p: &Program, why: &str) -> Error {
     Error::Gpu(format!("{}: {why}", p.name))
+}
+
+/// Whether a block program has a form on GPUs, whatever the schedule; else what has none.
+///
+/// # Errors
+/// That, in words.
+pub fn fits(p: &Program) -> Result<(), String> {
+    plan::roles(p).map(drop).map_err(|e| e.to_string())
 }
 
 /// Compiles a block program for a GPU.

@@ -128,15 +128,18 @@ pub struct GpuTarget {
     pub registers_per_thread: usize,
     /// The most threads of a block.
     pub threads_per_block: usize,
+    /// Whether products of f32 matrices may round their operands to tf32. Nothing but being asked for it sets this.
+    pub tf32: bool,
 }
 
 impl GpuTarget {
-    /// A target by `ptxas`' name of the architecture.
+    /// A target by `ptxas`' name of the architecture; `sm_90a+tf32` may use tf32 ([`GpuTarget::tf32`]).
     ///
     /// # Errors
     /// The name is not known here.
     pub fn named(name: &str) -> Result<GpuTarget, Error> {
         // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; a block gives 1 KB to the system.
+        let (name, tf32) = name.strip_suffix("+tf32").map_or((name, false), |n| (n, true));
         let (features, shared_per_block, shared_per_sm) = match name {
             "sm_80" => ("+ptx80", 163 << 10, 164 << 10),
             "sm_90a" => ("+ptx80", 227 << 10, 228 << 10),
@@ -151,6 +154,7 @@ impl GpuTarget {
             registers_per_sm: 65536,
             registers_per_thread: 255,
             threads_per_block: 1024,
+            tf32,
         })
     }
 }

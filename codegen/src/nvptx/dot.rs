@@ -1,4 +1,4 @@
-//! Matrix products: tensor cores by `mma.sync.m16n8k16`, or fused multiply-adds, over operands in shared memory.
+//! Matrix products: tensor cores by `mma.sync.m16n8k16` (`m16n8k8` for tf32), or fused multiply-adds, over operands in shared memory.
 //!
 //! Products over the same axes run in one pass over the summed axis, so that an operand that several of them read is loaded
 //! once: per 16 of the summed axis, every left operand's fragment, then for 16 columns at a time every right operand's.
@@ -18,7 +18,7 @@ use std::rc::Rc;
 pub(super) type Product = (ValueId, Vec<(ValueId, ValueId)>);
 
 /// Addresses that matrix loads share, but for a constant.
-type Bases = BTreeMap<(bool, Lanes, usize, usize, Option<ValueId>), String>;
+pub(super) type Bases = BTreeMap<(bool, Lanes, usize, usize, Option<ValueId>), String>;
 
 /// Which part of a tile belongs to the warp: the number of rows or columns per warp along rows (0) or columns (1) of warps.
 #[derive(Clone, Copy)]
@@ -157,7 +157,7 @@ impl Emit<'_> {
     }
 
     /// The warp's number along rows (0) or columns (1).
-    fn warp_on_entry(&mut self, which: usize) -> String {
+    pub(super) fn warp_on_entry(&mut self, which: usize) -> String {
         let tid = self.tid_on_entry();
         let warp = self.entry("shrui", &tid, 5);
         match (which, self.plan.fragment.warps) {
@@ -177,6 +177,11 @@ impl Emit<'_> {
         let rank = Rank { rows: true, col: Some(k) };
         let x = self.spread(&x, rank);
         let (rows, cols) = self.shape(rank);
+        if self.plan.schedule.tf32 {
+            let out = Rc::new(self.packed_tf32(&x, (rows, cols))?);
+            self.packed.insert(v, out.clone());
+            return Ok(out);
+        }
         let at = |c: usize, r: usize| &x[c * rows + r];
         let d = self.plan.operand();
         let mut out = vec![];
@@ -197,8 +202,13 @@ impl Emit<'_> {
         let plan = self.plan;
         let (rows, cols) = self.shape(Rank { rows: true, col: Some(n) });
         let blocks = rows / 2;
-        let ty = if plan.operand() == DType::BF16 { "bf16" } else { "f16" };
-        let slices = plan.p.axis(k).extent().div_ceil(16);
+        let ty = match plan.operand() {
+            DType::F32 => "tf32",
+            DType::BF16 => "bf16",
+            _ => "f16",
+        };
+        let deep = if plan.schedule.tf32 { 8 } else { 16 };
+        let slices = plan.p.axis(k).extent().next_multiple_of(16) / deep;
         // Two warps that share rows compute half of the columns each, and exchange them.
         let shared = plan.shared_columns(group.iter().map(|g| g.0), n);
         let all = cols;
@@ -252,9 +262,9 @@ impl Emit<'_> {
                                 let x = &a[l][m];
                                 let y = &b[r][2 * half..2 * half + 2];
                                 let d = self.t.op(format_args!(
-                                    "nvvm.mma.sync A[{}] B[{}] C[{}] {{layoutA = #nvvm.mma_layout<row>, layoutB = #nvvm.mma_layout<col>, multiplicandAPtxType = #nvvm.mma_type<{ty}>, multiplicandBPtxType = #nvvm.mma_type<{ty}>, shape = #nvvm.shape<m = 16, n = 8, k = 16>}} : {} -> !llvm.struct<(f32, f32, f32, f32)>",
+                                    "nvvm.mma.sync A[{}] B[{}] C[{}] {{layoutA = #nvvm.mma_layout<row>, layoutB = #nvvm.mma_layout<col>, multiplicandAPtxType = #nvvm.mma_type<{ty}>, multiplicandBPtxType = #nvvm.mma_type<{ty}>, shape = #nvvm.shape<m = 16, n = 8, k = {deep}>}} : {} -> !llvm.struct<(f32, f32, f32, f32)>",
                                     x.join(", "), y.join(", "), c.iter().map(|i| acc[*i].as_str()).collect::<Vec<_>>().join(", "),
-                                    if ty == "bf16" { "(i32, i32, f32)" } else { "(vector<2xf16>, vector<2xf16>, f32)" }
+                                    if ty == "f16" { "(vector<2xf16>, vector<2xf16>, f32)" } else { "(i32, i32, f32)" }
                                 ));
                                 for (j, i) in c.iter().enumerate() {
                                     acc[*i] = self.t.op(format_args!("llvm.extractvalue {d}[{j}] : !llvm.struct<(f32, f32, f32, f32)>"));
@@ -338,7 +348,7 @@ impl Emit<'_> {
     }
 
     fn words(&mut self, w: Vec<String>) -> Vec<String> {
-        if self.plan.operand() == DType::BF16 {
+        if self.plan.operand() != DType::F16 {
             return w;
         }
         w.iter().map(|w| self.t.op(format_args!("llvm.bitcast {w} : i32 to vector<2xf16>"))).collect()
@@ -346,6 +356,9 @@ impl Emit<'_> {
 
     /// The fragment of a left operand in shared memory.
     fn left(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, m: usize) -> Vec<String> {
+        if self.plan.schedule.tf32 {
+            return self.left_tf32(bases, v, k, slice, m);
+        }
         let f = self.plan.fragment;
         let (rows, split) = (f.rows_per_warp(), f.warps[0] > 1);
         let w = if self.plan.staged[&v].axes[1] == k {
@@ -357,6 +370,9 @@ impl Emit<'_> {
     }
     /// The fragments of 16 columns of a right operand; `own`: each warp along columns has so many of its own.
     fn right(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, pair: usize, own: Option<usize>) -> Vec<String> {
+        if self.plan.schedule.tf32 {
+            return self.right_tf32(bases, v, k, slice, pair, own);
+        }
         let w = if self.plan.staged[&v].axes[1] == k {
             self.matrix(bases, v, Lanes::Far, false, [16 * pair, 16 * slice], own.map_or(Own::None, |c| Own::Rows(1, c)))
         } else {

@@ -5,7 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
-use super::factor::moved;
+use super::factor::{moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -295,6 +295,9 @@ pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
             Ok(r) => return Ok(r),
             Err(e) => _ = first.get_or_insert(e),
         }
+        if let Ok(r) = roles_of(&outside(&form)) {
+            return Ok(r);
+        }
         match axes::written_out(&form) {
             Some(p) => form = p,
             None => return first.map_or_else(|| roles_of(p), Err),
@@ -355,12 +358,16 @@ impl Plan {
     /// # Errors
     /// What has no form on a GPU, and which limit of the target the schedule exceeds.
     pub fn new(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
+        Plan::of(&roles(p)?, target, schedule)
+    }
+    /// The same where the roles of axes are decided: they do not depend on the schedule.
+    pub(super) fn of((p, rows, dots): &Roles, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
         if p.compute != DType::F32 {
             return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
         }
-        let (p, rows, dots) = roles(p)?;
-        let p = retile(&p, rows, schedule);
-        let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
+        let (rows, dots) = (*rows, dots.clone());
+        let p = retile(p, rows, schedule);
+        let tensor = (p.operands != DType::F32 || schedule.tf32) && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
         if p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.stores() && !l.within.is_empty())) {
             return bad("a loop that stores in every tile and leaves out parts of tiles".into());
@@ -368,6 +375,9 @@ impl Plan {
         let fragment = schedule.fragment;
         if fragment.rows_per_block() != schedule.rows && rows.is_some() {
             return bad(format!("the schedule has {} rows, but its fragment {}", schedule.rows, fragment.rows_per_block()));
+        }
+        if schedule.tf32 && (!tensor || p.operands != DType::F32 || schedule.warpgroups) {
+            return bad("tf32 is for products of f32 matrices by warps".into());
         }
         if fragment.threads() > target.threads_per_block {
             return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));
@@ -405,6 +415,12 @@ impl Plan {
         plan.uses();
         let body = plan.p.body.clone();
         plan.stage(&body)?;
+        if let Some(v) = plan.dots.values().find_map(|d| match d {
+            Dot::Matrix { k, terms, .. } if tensor && plan.split == Some(*k) => terms.iter().map(|t| t.0).find(|l| plan.packed.contains(l)),
+            _ => None,
+        }) {
+            return Err(refused(&plan.p, &format!("{} is summed over an axis that is split over warps, and stands in their registers", show(&plan.p, v))));
+        }
         plan.body = plan.steps(&body);
         if schedule.warpgroups {
             super::warpgroup::arrange(&mut plan, target)?;
@@ -531,7 +547,7 @@ impl Plan {
                 let [r, c] = axes.map(|a| self.p.axis(a).extent().next_multiple_of(granule));
                 // Descriptors of warpgroups know whole panels.
                 let c = if self.schedule.warpgroups { c.next_multiple_of(PANEL / elem) } else { c };
-                self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor }, at: 0 });
+                self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor || self.schedule.tf32 }, at: 0 });
             }
         }
         self.looped = self.staged.keys().copied().filter(|v| inside[v]).collect();

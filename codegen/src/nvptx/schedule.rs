@@ -1,7 +1,7 @@
 //! Schedules: what a kernel may choose, and the choice without measurements.
 
 use super::layout::Fragment;
-use super::plan::{Dot, Plan, Step, roles};
+use super::plan::{Dot, Plan, Roles, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::Bindings;
@@ -31,13 +31,16 @@ pub struct Schedule {
     /// Left operands of products are read again as the products read them, rounded, instead of being kept beside: fewer registers, and
     /// an error like that of the products themselves. By warpgroups, of bf16.
     pub rounded: bool,
+    /// Products of f32 matrices on tensor cores, operands rounded to tf32. By warps.
+    #[serde(default)]
+    pub tf32: bool,
 }
 
 impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false }
+        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -58,8 +61,9 @@ pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>
     let mut why = None;
     // (too many registers by, cost)
     let mut found: Vec<(usize, f64, Schedule)> = vec![];
-    for s in candidates(p)? {
-        match Plan::new(p, target, &s) {
+    let roles = roles(p)?;
+    for s in candidates(&roles, target.tf32) {
+        match Plan::of(&roles, target, &s) {
             Ok(plan) => {
                 let need = registers(&plan);
                 let most = target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads());
@@ -113,11 +117,12 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
 /// # Errors
 /// The program has no form on GPUs.
 pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Vec<(Schedule, f64)>, Error> {
-    let (_, rows, dots) = roles(p)?;
+    let roles = roles(p)?;
+    let (_, rows, dots) = &roles;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
         return Ok(vec![]);
     }
-    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
+    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != *rows);
     let mut found: Vec<(Schedule, f64)> = vec![];
     // Two warpgroups side by side share rows, where the accumulators of one would be too many.
     for (groups, across) in [(2, 1), (3, 1), (1, 1), (2, 2)] {
@@ -128,11 +133,11 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         continue;
                     }
                     let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
-                    let plan = match Plan::new(p, target, &s) {
+                    let plan = match Plan::of(&roles, target, &s) {
                         Ok(plan) => plan,
                         Err(_) => {
                             s.aligned = true;
-                            match Plan::new(p, target, &s) {
+                            match Plan::of(&roles, target, &s) {
                                 Ok(plan) if plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0)) => plan,
                                 _ => continue,
                             }
@@ -148,7 +153,7 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                     } else {
                         // Two accumulators, whose scores are read again for the second: elsewhere the estimate is too low (seen).
                         s.rounded = p.operands == DType::BF16 && across == 1;
-                        match Plan::new(p, target, &s) {
+                        match Plan::of(&roles, target, &s) {
                             Ok(plan) if s.rounded && accumulators(&plan) == 2 && !loads_in_loop(&plan) && registers(&plan) <= most => plan,
                             _ => continue,
                         }
@@ -273,6 +278,8 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
                         let cols = cols / half;
                         let loads = loads.min(slices * (left.len() * rows / 2 + cols.div_ceil(4) * right.len()));
                         shared += if half == 2 { (vs.len() * rows * cols * 3) as f64 } else { 0.0 };
+                        // Of tf32, instructions are half as deep, and single elements are loaded.
+                        let (loads, slices) = if plan.schedule.tf32 { (4 * loads, 2 * slices) } else { (loads, slices) };
                         let products = slices * (cols / 2) * (rows / 2) * terms;
                         tensor += 1.6 * products as f64;
                         shared += 4.0 * loads as f64;
@@ -310,11 +317,11 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
 }
 
 /// Schedules, the best first.
-fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
-    let (p, rows, dots) = roles(p)?;
-    let p = &p;
+fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
+    let rows = *rows;
     let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
-    let tensor = matrix && p.operands != DType::F32;
+    let tf32 = tf32 && matrix && p.operands == DType::F32;
+    let tensor = matrix && (p.operands != DType::F32 || tf32);
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
     let mut out = vec![];
     if tensor && two_blocks {
@@ -323,21 +330,21 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
             (128, 64, 32, [4, 2]), (64, 64, 32, [2, 2]), (64, 32, 32, [4, 1]), (32, 32, 32, [2, 1]),
         ] {
             for stages in [3, 2] {
-                out.push(Schedule::tensor(r, c, k, w, stages));
+                out.push(Schedule { tf32, ..Schedule::tensor(r, c, k, w, stages) });
             }
         }
-        return Ok(out);
+        return out;
     }
     if tensor {
         // Pairs of warps share rows where the accumulators of one would be too many.
         for (rows, warps) in [(128, [8, 1]), (64, [4, 1]), (128, [4, 1]), (256, [8, 1]), (32, [2, 1]), (64, [4, 2]), (32, [2, 2])] {
             for stream in (1..=8).rev().map(|n| 16 * n) {
                 for stages in [2, 3, 1] {
-                    out.push(Schedule::tensor(rows, 32, stream, warps, stages));
+                    out.push(Schedule { tf32, ..Schedule::tensor(rows, 32, stream, warps, stages) });
                 }
             }
         }
-        return Ok(out);
+        return out;
     }
     if matrix {
         // Fused multiply-adds: eight lanes to a row.
@@ -345,15 +352,15 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
+                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
             }
         }
-        return Ok(out);
+        return out;
     }
     // Rows in warps: 16 bytes a lane where that is not more than the row has.
     let widest = p.buffers.iter().map(|b| b.dtype.bytes()).min().unwrap_or(4).max(2);
@@ -379,10 +386,10 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
+    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
-    Ok(out)
+    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
+    out
 }
 
 /// Values with columns that a loop carries.
@@ -417,6 +424,9 @@ pub fn registers(plan: &Plan) -> usize {
         operands.sort();
         operands.dedup();
         let each = |(v, left): &(ValueId, bool)| match (plan.tensor, left) {
+            // Of tf32, as loaded and as rounded; loads run ahead.
+            (true, true) if plan.schedule.tf32 => 4 * plan.fragment.rows + 16,
+            (true, false) if plan.schedule.tf32 => 24,
             (true, true) => 2 * plan.fragment.rows,
             (true, false) => 4,
             // Unrolled: the loads of several steps are in flight.
@@ -534,7 +544,7 @@ pub fn registers(plan: &Plan) -> usize {
                             let again = packed && plan.schedule.rounded && *product > *made;
                             let whole = *made < at && if again { *product >= at } else { *read >= at };
                             let half = packed && *made < at && if again { *product < at && *read >= at } else { *product >= at };
-                            usize::from(whole) * size(*v) + usize::from(half) * (size(*v) / 2)
+                            usize::from(whole) * size(*v) + usize::from(half) * (size(*v) / if plan.schedule.tf32 { 1 } else { 2 })
                         }).sum()
                     };
                     let own = match s {

@@ -46,12 +46,14 @@ pub struct Options {
     pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
+    /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
+    pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, fits: None }
     }
 }
 
@@ -394,10 +396,20 @@ impl Partition<'_> {
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
         let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats };
-        match self.made_again(&closure, &kernel) {
-            Some(why) => Err(why),
-            None => Ok(kernel),
+        if let Some(why) = self.made_again(&closure, &kernel) {
+            return Err(why);
         }
+        if let Some(Err(why)) = self.options.fits.and_then(|fits| lower::lower(self, &kernel, 0).ok().map(|p| fits(&p))) {
+            if several(targets) {
+                return Err(Why::Split(format!("the machine has no form for them together: {why}")));
+            }
+            // A sum that every instance would make again is one to store. The last first: it may be all that is needed of those before it.
+            let again = |r: &usize| kernel.parallel.is_empty() || kernel.parallel.iter().any(|a| !f.ty(f.eqns[*r].out).has(&a.name));
+            if let Some(r) = inner.iter().copied().rev().find(again) {
+                return Err(self.cut(&closure, &below, r, format!("the machine has no form for the whole: {why}")));
+            }
+        }
+        Ok(kernel)
     }
     /// Types under which parameters and results appear.
     pub(super) fn in_memory(&self) -> impl Iterator<Item = &Type> {
