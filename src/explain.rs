@@ -36,7 +36,9 @@ pub fn run(a: &Args) -> Result<(), String> {
         Loaded::Programs(programs) => (programs.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), vec![], dims(&a.dim)?, Fused { programs, notes: vec![] }, None),
         Loaded::Function(f) => {
             let dims = dims_of(&[&f], &a.dim)?;
-            let s = pushforward::machine::sequence(&f, &passes::fuse::Options::cpu(&dims, DType::parse(&a.dtype).unwrap_or(DType::F32)))?;
+            let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
+            let options = if a.target.is_some() { passes::fuse::Options::stored(&dims, dtype) } else { passes::fuse::Options::cpu(&dims, dtype) };
+            let s = pushforward::machine::sequence(&f, &options)?;
             // Without all sizes there is no plan.
             let plan = Plan::new(&s, &dims).ok();
             let fused = Fused { programs: s.programs, notes: s.notes };

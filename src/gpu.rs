@@ -150,6 +150,8 @@ fn plans() -> Vec<Plan> {
             if n >= 8192 {
                 time("plain", "attention", "q", "", sizes.clone(), 8.0 * pairs);
                 time("plain", "attention", "", qkv, sizes.clone(), 14.0 * pairs);
+                // Without k's and v's, which have a kernel of their own: what each kernel takes is a difference.
+                time("plain", "attention", "", "q", sizes.clone(), 10.0 * pairs);
                 time("variants", "causal", "", qkv, format!("{sizes},E={d}"), 14.0 / 12.0 * half(b, h, n, d));
                 time("variants", "causal", qkv, "", format!("{sizes},E={d}"), half(b, h, n, d));
             }

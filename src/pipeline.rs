@@ -126,9 +126,9 @@ fn apply(step: &Step, f: &Function, options: &Options, explain: bool) -> Result<
         Step::Vjp(wrt) => (Stage::Function(passes::ad::vjp(f, wrt).map_err(|e| e.to_string())?), vec![]),
         Step::Normalize => (Stage::Function(passes::simplify::normalize(f).map_err(|e| e.to_string())?), vec![]),
         Step::Simplify => {
-            let s = passes::simplify::simplify(f).map_err(|e| e.to_string())?;
-            let why = if explain { s.explain().lines().map(String::from).collect() } else { vec![] };
-            (Stage::Function(s.function), why)
+            let (simple, how) = passes::simplify::simplify_for(f, options).map_err(|e| e.to_string())?;
+            let why = if explain { how.iter().flat_map(|s| s.explain().lines().map(String::from).collect::<Vec<_>>()).collect() } else { vec![] };
+            (Stage::Function(simple), why)
         }
         Step::Fuse => {
             let fused = if f.callees().is_empty() {

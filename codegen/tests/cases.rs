@@ -57,13 +57,13 @@ impl Case {
     /// `f`, stored as `dtype`, at `dims`.
     pub fn of(f: Function, dtype: DType, dims: &[(&str, i64)]) -> Case {
         let dims = bind(dims);
-        let n = passes::simplify::normalize(&f).unwrap();
         // Lengths of sequences stay run-time arguments, so that no tile may hold one whole.
         let mut known = dims.clone();
         if known.contains_key("D") && known.contains_key("I") {
             known.retain(|n, _| !matches!(&**n, "I" | "J"));
         }
         let options = passes::fuse::Options { dims: known, storage: dtype, operands: dtype, ..Default::default() };
+        let n = passes::simplify::simplify_for(&f, &options).unwrap().0;
         let programs = passes::fuse::fuse(&n, &options).unwrap().programs;
         let mut seed = 7;
         let mut inputs = BTreeMap::new();

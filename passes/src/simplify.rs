@@ -11,6 +11,8 @@ pub mod language;
 pub mod normal;
 pub mod rules;
 mod saturate;
+mod staged;
 
 pub use normal::normalize;
 pub use saturate::{Report, Simplified, simplify, simplify_with};
+pub use staged::{simplify_for, staged};

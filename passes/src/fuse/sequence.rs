@@ -5,7 +5,7 @@
 
 use super::cut::{Cut, Piece, Slot, Step, cut};
 use super::partition::{Options, fuse};
-use crate::simplify::simplify;
+use crate::simplify::simplify_for;
 use ir::diagnostic::Error;
 use ir::dim::{Dim, Name};
 use ir::graph::Function;
@@ -188,7 +188,7 @@ impl Sequencer<'_> {
         if *pieces > 1 {
             f.name = format!("{}_{pieces}", f.name).into();
         }
-        let simple = simplify(&f)?.function;
+        let simple = simplify_for(&f, &self.options)?.0;
         crate::verify(&simple, "simplify").map_err(Error::new)?;
         let mut options = Options { stored: Default::default(), ..self.options.clone() };
         for (p, d) in f.params.iter().zip(&inputs).filter(|(p, _)| f.ty(p.var).dtype.is_float()) {
