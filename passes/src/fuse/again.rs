@@ -59,7 +59,7 @@ impl Partition<'_> {
             let Prim::Contract(over) = &e.op else { continue };
             let times = passes.iter().filter(|p| p.1.contains(&e.out)).count();
             let cost = self.product(over.iter().filter_map(|n| self.axis_of(e, n)));
-            if times > 1 && cost * (times - 1) as f64 > STORED && self.bounded(e.out) {
+            if times > 1 && cost * (times - 1) as f64 > 2.0 * STORED && self.bounded(e.out) {
                 return Some(Why::Cut(vec![self.epilogue(e.out)], format!("{times} passes over {x} would make it, {cost} products each time")));
             }
         }
