@@ -123,7 +123,7 @@ def triton_tools():
     return Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compare(pushforward, tools, runs):
+def compare(pushforward, tools, runs, static):
     """Times from text to code in turns, then static figures."""
     env = dict(os.environ, CUDA_BIN=str(tools))
     version = lambda t: subprocess.run([t / "ptxas", "--version"], capture_output=True, text=True).stdout.strip().splitlines()[-1]
@@ -160,7 +160,7 @@ def compare(pushforward, tools, runs):
             made["manifest"] = {k: v for k, v in manifest["kernels"][0].items() if k in ("block", "shared_bytes", "registers", "spill_bytes")}
             out["static"].append(made)
             print("  ours:", {k: v for k, v in made.items() if k not in ("d", "kernel")})
-            for config in CONFIGS[:6]:
+            for config in CONFIGS[:6] if static else []:
                 for merged in (True, False):
                     start = time.perf_counter()
                     k = machine_code(d, config, merged, str(folder / f"static{d}{config}{merged}"))
@@ -222,6 +222,7 @@ def main():
     p.add_argument("--pushforward", type=Path, default=ROOT / "target/release/pushforward")
     p.add_argument("--bin", type=Path, default=None)
     p.add_argument("--json", type=Path)
+    p.add_argument("--no-static", action="store_true", help="times only")
     p.add_argument("--one", type=int, help=argparse.SUPPRESS)
     p.add_argument("--cache", help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -230,7 +231,7 @@ def main():
         machine_code(a.one, PEER[a.one], True, a.cache)
         print(time.perf_counter() - start)
         return
-    out = compare(a.pushforward.resolve(), (a.bin or triton_tools()).resolve(), a.runs)
+    out = compare(a.pushforward.resolve(), (a.bin or triton_tools()).resolve(), a.runs, not a.no_static)
     if a.json:
         a.json.write_text(json.dumps(out, indent=1) + "\n")
 

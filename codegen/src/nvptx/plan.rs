@@ -370,7 +370,7 @@ impl Plan {
     /// The same where the roles of axes are decided: they do not depend on the schedule.
     pub(super) fn of((p, rows, dots): &Roles, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
         if p.compute != DType::F32 {
-            return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
+            return Err(refused(p, &format!("GPUs compute in f32 here, not in {0} (hint: `--dtype f32`, bf16 or f16; {0} runs on cpu, interp and reference)", p.compute)));
         }
         let (rows, dots) = (*rows, dots.clone());
         let p = retile(p, rows, schedule);
