@@ -283,7 +283,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let f = derived(plan)?;
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
-    let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
+    let known_sizes: Bindings = dims.iter().filter(|(n, _)| !(dims.contains_key("I") && ["I", "J"].contains(&&***n))).map(|(n, k)| (n.clone(), *k)).collect();
     let fused = machine::compile_by(&f, &machine::gpu(&known_sizes, plan.dtype))?;
     let (mut kernels, mut compiled, mut bytes, mut exact) = (vec![], vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
