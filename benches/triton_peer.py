@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -123,7 +124,7 @@ def triton_tools():
     return Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compare(pushforward, tools, runs):
+def compare(pushforward, tools, runs, static):
     """Times from text to code in turns, then static figures."""
     env = dict(os.environ, CUDA_BIN=str(tools))
     version = lambda t: subprocess.run([t / "ptxas", "--version"], capture_output=True, text=True).stdout.strip().splitlines()[-1]
@@ -136,31 +137,37 @@ def compare(pushforward, tools, runs):
         for d in (64, 128, 256):
             config = PEER[d]
             times = {"text to PTX": [], "text to cubin": [], "Triton, text to cubin": [], "of that without start and imports": []}
+            # Of the processor: what other work on the machine does not change.
+            cpu = {}
             for run in range(runs):
+                spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
                 for what, where in (("text to PTX", none), ("text to cubin", tools)):
                     to = folder / "ours"
                     shutil.rmtree(to, ignore_errors=True)
                     command = [pushforward, "compile", ROOT / "examples/attention.pf", "--jvp", "q,k,v", "--dtype", "bf16", "--dim", f"D={d}", "--target", "sm_90a", "-o", to]
                     here = dict(env, CUDA_BIN=str(where), PUSHFORWARD_CACHE=str(folder / f"cache{d}{run}{where.name}"), PATH="/usr/bin:/bin")
-                    start = time.perf_counter()
+                    start, before = time.perf_counter(), spent()
                     subprocess.run(command, check=True, capture_output=True, env=here, cwd=folder)
                     times[what].append(time.perf_counter() - start)
-                start = time.perf_counter()
+                    cpu.setdefault(what, []).append(spent() - before)
+                start, before = time.perf_counter(), spent()
                 one = subprocess.run([sys.executable, __file__, "--one", str(d), "--cache", str(folder / f"triton{d}{run}")], check=True, capture_output=True, text=True)
                 times["Triton, text to cubin"].append(time.perf_counter() - start)
+                cpu.setdefault("Triton, text to cubin", []).append(spent() - before)
                 times["of that without start and imports"].append(float(one.stdout))
             row = {"d": d, "triton_config": config, "runs": runs, **{k: statistics.median(v) for k, v in times.items()}}
             row["ratio"] = row["Triton, text to cubin"] / row["text to cubin"]
+            row["processor"] = {k: statistics.median(v) for k, v in cpu.items()}
             row["ratio_in_process"] = row["of that without start and imports"] / row["text to cubin"]
             out["generation"].append(row)
-            print(f"d {d}: " + ", ".join(f"{k} {row[k] * 1e3:.0f} ms" for k in times) + f", {row['ratio']:.2f}x, {row['ratio_in_process']:.2f}x")
+            print(f"d {d}: " + ", ".join(f"{k} {row[k] * 1e3:.0f} ms" for k in times) + f", {row['ratio']:.2f}x, {row['ratio_in_process']:.2f}x; processor " + ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in row["processor"].items()))
             manifest = json.loads((folder / "ours/manifest.json").read_text())
             ours = next(iter(sorted((folder / "ours").glob("*.cubin"))), None)
             made = {"d": d, "kernel": "ours", **figures(ours, tools)}
             made["manifest"] = {k: v for k, v in manifest["kernels"][0].items() if k in ("block", "shared_bytes", "registers", "spill_bytes")}
             out["static"].append(made)
             print("  ours:", {k: v for k, v in made.items() if k not in ("d", "kernel")})
-            for config in CONFIGS[:6]:
+            for config in CONFIGS[:6] if static else []:
                 for merged in (True, False):
                     start = time.perf_counter()
                     k = machine_code(d, config, merged, str(folder / f"static{d}{config}{merged}"))
@@ -222,6 +229,7 @@ def main():
     p.add_argument("--pushforward", type=Path, default=ROOT / "target/release/pushforward")
     p.add_argument("--bin", type=Path, default=None)
     p.add_argument("--json", type=Path)
+    p.add_argument("--no-static", action="store_true", help="times only")
     p.add_argument("--one", type=int, help=argparse.SUPPRESS)
     p.add_argument("--cache", help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -230,7 +238,7 @@ def main():
         machine_code(a.one, PEER[a.one], True, a.cache)
         print(time.perf_counter() - start)
         return
-    out = compare(a.pushforward.resolve(), (a.bin or triton_tools()).resolve(), a.runs)
+    out = compare(a.pushforward.resolve(), (a.bin or triton_tools()).resolve(), a.runs, not a.no_static)
     if a.json:
         a.json.write_text(json.dumps(out, indent=1) + "\n")
 

@@ -22,6 +22,9 @@ pub struct Args {
     /// What float parameters are stored in
     #[arg(long, default_value = "f32", value_parser = ["f64", "f32", "bf16", "f16"])]
     dtype: String,
+    /// Products of f32 matrices on a GPU: exact, or on tensor cores with operands rounded to tf32
+    #[arg(long, default_value = "exact", value_parser = ["exact", "tf32"])]
+    math: String,
     /// Sizes; axes that stand in tiles whole need them, all others stay arguments of the kernel
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
@@ -42,8 +45,11 @@ enum Target {
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
     let loaded = a.source.load_any()?;
+    if a.math == "tf32" && !(a.target.starts_with("sm_") && a.dtype == "f32") {
+        return Err(format!("compile: --math tf32 is for products of f32 on a GPU, not for --dtype {} and --target {}", a.dtype, a.target));
+    }
     let target = match a.target.as_str() {
-        gpu if gpu.starts_with("sm_") => codegen::GpuTarget::named(gpu).map(Target::Gpu),
+        gpu if gpu.starts_with("sm_") => codegen::GpuTarget::named(gpu).map(|t| Target::Gpu(codegen::GpuTarget { tf32: a.math == "tf32", ..t })),
         "cpu" => codegen::Target::host().map(Target::Cpu),
         cpu => codegen::Target::named(cpu).map(Target::Cpu),
     }

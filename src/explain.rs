@@ -22,7 +22,7 @@ pub struct Args {
     /// Sizes; without them a kernel's cost is not known
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
-    /// Also the roofline on a GPU: `sm_80`, `sm_90a`, `sm_100a`; needs an assembler (`./dev ptxas`) for more than the schedule
+    /// Also the roofline on a GPU: `sm_80`, `sm_90a`, `sm_100a`, with `+tf32` for products of f32 in tf32; needs an assembler (`./dev ptxas`) for more than the schedule
     #[arg(long, value_name = "ARCH")]
     target: Option<String>,
     /// Print JSON

@@ -92,6 +92,8 @@ enum Form {
     Default,
     /// Matrix products of warps, where the default has those of warpgroups.
     Warps,
+    /// Products of f32 matrices in tf32.
+    Tf32,
     /// This one.
     Exact(Schedule),
 }
@@ -178,6 +180,9 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
     let mut forms = vec![];
     for p in plans() {
         forms.push(p.clone());
+        if p.dtype == DType::F32 && p.flops.is_none() && ["plain", "gelu", "exact"].contains(&p.program) {
+            forms.push(Plan { form: Form::Tf32, ..p.clone() });
+        }
         // Beside warpgroups, products of warps, in the same run.
         if target.name == "sm_90a" && (p.flops.is_some() || p.program == "exact") {
             forms.push(Plan { form: Form::Warps, ..p.clone() });
@@ -266,6 +271,7 @@ fn title(p: &Plan) -> String {
     let form = match &p.form {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
+        Form::Tf32 => " in tf32".into(),
         Form::Exact(s) => format!(" by {} x {} x {}{}", s.rows / 64, s.stream, s.stages, if s.rounded { " rounded" } else { "" }),
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
@@ -274,21 +280,23 @@ fn title(p: &Plan) -> String {
 type Write<'a> = &'a dyn Fn(&str, &[u8]) -> Result<(), String>;
 
 fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assembler>, known: &mut Known, write: Write) -> Result<Option<Case>, String> {
+    let asked = GpuTarget { tf32: plan.form == Form::Tf32, ..target.clone() };
+    let target = &asked;
     let f = derived(plan)?;
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
-    let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
+    let known_sizes: Bindings = dims.iter().filter(|(n, _)| !(dims.contains_key("I") && ["I", "J"].contains(&&***n))).map(|(n, k)| (n.clone(), *k)).collect();
     let fused = machine::compile_by(&f, &machine::gpu(&known_sizes, plan.dtype))?;
-    let (mut kernels, mut bytes, mut exact) = (vec![], 0.0, true);
+    let (mut kernels, mut compiled, mut bytes, mut exact) = (vec![], vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
     // Sizes of attention's sequences are no strides; others are known.
     let schedules = fused.programs.iter().map(|p| nvptx::default_schedule_at(p, target, &dims)).collect::<Result<Vec<_>, _>>().map_err(error)?;
-    if plan.form != Form::Default && !schedules.iter().any(|s| s.warpgroups) {
+    if !matches!(plan.form, Form::Default | Form::Tf32) && !schedules.iter().any(|s| s.warpgroups) {
         return Ok(None);
     }
     for (p, s) in fused.programs.iter().zip(schedules) {
         let s = match &plan.form {
-            Form::Default => s,
+            Form::Default | Form::Tf32 => s,
             Form::Warps => nvptx::default_by_warps(p, target).map_err(error)?,
             Form::Exact(e) if s.warpgroups => e.clone(),
             Form::Exact(_) => s,
@@ -326,7 +334,8 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
         if matches!(plan.form, Form::Exact(_)) && known.bad.contains(&stem) {
             return Ok(None);
         }
-        kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known.files[&stem].clone(), signature: k.signature });
+        kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known.files[&stem].clone(), signature: k.signature.clone() });
+        compiled.push((p.name.clone(), k));
     }
     let (mut inputs, mut expected, mut tensors) = (vec![], vec![], vec![]);
     let stem: String = Sha256::digest(name).iter().take(8).map(|b| format!("{b:02x}")).collect();
@@ -350,11 +359,15 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
         let bound = match plan.dtype {
             DType::BF16 => 5e-3,
             DType::F16 => 6e-4,
+            _ if target.tf32 => 2e-3,
             _ => 2e-5,
         };
-        // Where nothing is approximate, a device gives the bits of the PTX machine.
-        let launched = || machine::sequence(&f, &machine::gpu(&known_sizes, plan.dtype));
-        let same = if exact { Some(machine::sim_of(&launched()?, &tensors, &dims, &target.name)?) } else { None };
+        // Where nothing is approximate, a device gives the bits of the PTX machine, which runs the same kernels.
+        let mut launch = |p: &ir::tile::Program, d: &Bindings, x: &[ir::tensor::Tensor]| match compiled.iter().find(|(name, _)| *name == p.name) {
+            Some((_, k)) => machine::in_sim(k, d, x),
+            None => Err(ir::diagnostic::Error::new(format!("{} is not in the pack", p.name))),
+        };
+        let same = if exact { Some(machine::sequence(&f, &machine::gpu(&known_sizes, plan.dtype))?.run(&tensors, &dims, &mut launch).map_err(|e| e.to_string())?) } else { None };
         for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);
             write(&file, &t.convert(DType::F32).to_bytes())?;

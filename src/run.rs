@@ -22,6 +22,9 @@ pub struct Args {
     /// How float inputs are rounded
     #[arg(long, default_value = "f64", value_parser = ["f64", "f32", "bf16", "f16"])]
     dtype: String,
+    /// Products of f32 matrices on a GPU (`sim`, `cuda`): exact, or on tensor cores with operands rounded to tf32; then differences to the reference are printed
+    #[arg(long, default_value = "exact", value_parser = ["exact", "tf32"])]
+    math: String,
     /// Sizes, `I=128,J=64`
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
@@ -77,6 +80,10 @@ pub fn run(a: &Args) -> Result<(), String> {
         let of = a.inputs.as_ref().map_or(String::new(), |p| p.display().to_string());
         return Err(format!("run: {of} has a tensor `{extra}`, but `{}` has no such parameter{}", f.name, near.map_or(String::new(), |n| format!("; did you mean `{n}`?"))));
     }
+    let tf32 = a.math == "tf32";
+    if tf32 && !(matches!(a.on.as_str(), "sim" | "cuda") && dtype == DType::F32) {
+        return Err(format!("run: --math tf32 is for products of f32 on a GPU: it goes with --dtype f32 and --on sim or cuda, not with {} and {}", a.dtype, a.on));
+    }
     let start = Instant::now();
     let (out, preparation, kernels) = match a.on.as_str() {
         "cpu" => {
@@ -84,15 +91,22 @@ pub fn run(a: &Args) -> Result<(), String> {
             let (pool, loaded) = (Pool::from_env(), start.elapsed().as_secs_f64());
             (machine::run_cpu(&c, &pool, &inputs, &bindings)?, loaded, c.origins())
         }
-        "sim" => (machine::sim(&f, &inputs, &bindings, dtype, "sm_90a")?, 0.0, vec![]),
+        "sim" => (machine::sim(&f, &inputs, &bindings, dtype, if tf32 { "sm_90a+tf32" } else { "sm_90a" })?, 0.0, vec![]),
         #[cfg(feature = "cuda")]
-        "cuda" => (machine::cuda(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
+        "cuda" => (machine::cuda_with(&f, &inputs, &bindings, dtype, tf32)?, 0.0, vec![]),
         #[cfg(not(feature = "cuda"))]
         "cuda" => return Err("run: built without the feature `cuda`".into()),
         "interp" => (machine::interp(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
         _ => (ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?, 0.0, vec![]),
     };
     let seconds = start.elapsed().as_secs_f64() - preparation;
+    let errors: Option<Vec<f64>> = match tf32 {
+        true => {
+            let want = ir::reference::evaluate(&f, &inputs, &bindings).map_err(|e| e.to_string())?;
+            Some(out.iter().zip(&want).map(|(x, w)| ir::tensor::relative_error(x, w)).collect())
+        }
+        false => None,
+    };
     if let Some(path) = &a.outputs {
         save(path, f.results.iter().map(|r| &*r.name).zip(&out))?;
     }
@@ -101,13 +115,14 @@ pub fn run(a: &Args) -> Result<(), String> {
         let results: Vec<_> = f.results.iter().zip(&out).map(|(r, t)| json!({"name": &*r.name, "dtype": t.dtype().name(), "shape": t.shape(), "norm": norm(t)})).collect();
         let dims: BTreeMap<String, i64> = bindings.iter().map(|(k, v)| (k.to_string(), *v)).collect();
         let kernels: Vec<_> = kernels.iter().map(|(name, from)| json!({"name": name, "from": from})).collect();
-        println!("{}", json!({"function": &*f.name, "on": a.on, "dtype": a.dtype, "dims": dims, "seconds": seconds, "preparation_seconds": preparation, "kernels": kernels, "results": results}));
+        println!("{}", json!({"function": &*f.name, "on": a.on, "dtype": a.dtype, "dims": dims, "seconds": seconds, "preparation_seconds": preparation, "kernels": kernels, "results": results, "math": a.math, "errors": errors}));
     } else {
         let kernels: Vec<String> = kernels.iter().map(|(name, from)| format!("{name} from the {from}")).collect();
         let prepared = if kernels.is_empty() { String::new() } else { format!(" (after {:.1} ms for {})", preparation * 1e3, kernels.join(", ")) };
         println!("{} on {}, {:.3} ms{prepared}", f.name, a.on, seconds * 1e3);
-        for (r, t) in f.results.iter().zip(&out) {
-            println!("  {:<10} {:?}  norm {:.9e}", r.name, t.shape(), norm(t));
+        for (i, (r, t)) in f.results.iter().zip(&out).enumerate() {
+            let off = errors.as_ref().map_or(String::new(), |e| format!(", off by {:.1e} of the reference", e[i]));
+            println!("  {:<10} {:?}  norm {:.9e}{off}", r.name, t.shape(), norm(t));
         }
     }
     Ok(())

@@ -293,7 +293,8 @@ fn keep(p: &Program, device: &Device, t: &Tried) -> Result<PathBuf, String> {
 /// # Errors
 /// Those of compilation by the default schedule.
 pub fn kept(p: &Program, target: &GpuTarget, device: &str, dims: &Bindings) -> Result<nvptx::Compiled, ir::diagnostic::Error> {
-    let mut found = [device, STATIC].into_iter().filter_map(|d| {
+    // What was tuned is exact, unless that was asked for by the target's name.
+    let mut found = [device, STATIC].into_iter().filter(|_| !target.tf32).filter_map(|d| {
         let text = std::fs::read(place(p, target, d)?).ok()?;
         let value: Value = serde_json::from_slice(&text).ok()?;
         nvptx::compile(p, target, &serde_json::from_value(value["schedule"].clone()).ok()?).ok().filter(|k| k.signature.allows(dims).is_ok())

@@ -55,7 +55,7 @@ fn refused(p: &Program, why: &str) -> Error {
 /// # Errors
 /// That, in words.
 pub fn fits(p: &Program) -> Result<(), String> {
-    plan::roles(p).map(drop).map_err(|e| e.to_string())
+    plan::roles(p, false).map(drop).map_err(|e| e.to_string())
 }
 
 /// Compiles a block program for a GPU.

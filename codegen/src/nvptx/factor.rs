@@ -23,26 +23,34 @@ fn take_out(body: &mut Vec<Stmt>, values: &mut Vec<ValueInfo>, made: &mut BTreeM
                 take_out(&mut l.body, values, made);
                 out.push(Stmt::For(l));
             }
-            Stmt::Let(v, Op::Dot { init, terms, sum }) if init.is_empty() && terms.len() == 1 => {
-                let mut sides = [terms[0].0, terms[0].1];
-                let mut factors: Vec<(Elementwise, ValueId)> = vec![];
-                for x in &mut sides {
-                    while let Some(Op::Map(op @ (Elementwise::Mul | Elementwise::Div), args)) = made.get(x) {
-                        let summed = |v: &ValueId| sum.iter().all(|a| values[v.index()].axes.contains(a));
-                        let free = |v: &ValueId| !sum.iter().any(|a| values[v.index()].axes.contains(a));
-                        let (rest, f) = match args.as_slice() {
-                            [x, f] if summed(x) && free(f) => (*x, *f),
-                            [f, x] if summed(x) && free(f) && *op == Elementwise::Mul => (*x, *f),
-                            _ => break,
-                        };
-                        factors.push((*op, f));
-                        *x = rest;
-                    }
-                }
-                // The axes of a factor are the dot's, if they are its other operand's or its own.
-                let all: BTreeSet<AxisId> = sides.iter().flat_map(|x| values[x.index()].axes.clone()).filter(|a| !sum.contains(a)).collect();
+            Stmt::Let(v, Op::Dot { init, terms, sum }) if init.is_empty() => {
                 let own: BTreeSet<AxisId> = values[v.index()].axes.iter().copied().collect();
-                if factors.is_empty() || all != own || factors.iter().any(|(_, f)| !values[f.index()].axes.iter().all(|a| own.contains(a))) {
+                let mut bare = vec![];
+                let mut factors: Vec<Vec<(Elementwise, ValueId)>> = vec![];
+                for (a, b) in &terms {
+                    let (mut sides, mut taken) = ([*a, *b], vec![]);
+                    for x in &mut sides {
+                        while let Some(Op::Map(op @ (Elementwise::Mul | Elementwise::Div), args)) = made.get(x) {
+                            let summed = |v: &ValueId| sum.iter().all(|a| values[v.index()].axes.contains(a));
+                            let free = |v: &ValueId| values[v.index()].axes.iter().all(|a| own.contains(a) && !sum.contains(a));
+                            let (rest, f) = match args.as_slice() {
+                                [x, f] if summed(x) && free(f) => (*x, *f),
+                                [f, x] if summed(x) && free(f) && *op == Elementwise::Mul => (*x, *f),
+                                _ => break,
+                            };
+                            taken.push((*op, f));
+                            *x = rest;
+                        }
+                    }
+                    bare.push((sides[0], sides[1]));
+                    factors.push(taken);
+                }
+                // Of several terms, what all of them have; and the result's axes must still be those of every term.
+                let number = |v: ValueId| if let Some(Op::Const(x)) = made.get(&v) { Some(*x) } else { None };
+                let same = |a: &(Elementwise, ValueId), b: &(Elementwise, ValueId)| a.0 == b.0 && (a.1 == b.1 || number(a.1).is_some_and(|x| number(b.1) == Some(x)));
+                let all_same = factors.iter().all(|f| f.len() == factors[0].len() && f.iter().zip(&factors[0]).all(|(a, b)| same(a, b)));
+                let axes = |(a, b): &(ValueId, ValueId)| [a, b].iter().flat_map(|x| values[x.index()].axes.clone()).filter(|a| !sum.contains(a)).collect::<BTreeSet<_>>();
+                if factors[0].is_empty() || !all_same || bare.iter().any(|t| axes(t) != own) {
                     out.push(Stmt::Let(v, Op::Dot { init, terms, sum }));
                     continue;
                 }
@@ -51,15 +59,15 @@ fn take_out(body: &mut Vec<Stmt>, values: &mut Vec<ValueInfo>, made: &mut BTreeM
                     ValueId(values.len() as u32 - 1)
                 };
                 let mut x = fresh();
-                out.push(Stmt::Let(x, Op::Dot { init, terms: vec![(sides[0], sides[1])], sum }));
-                for (i, (op, f)) in factors.iter().enumerate() {
-                    let y = if i + 1 == factors.len() { v } else { fresh() };
+                out.push(Stmt::Let(x, Op::Dot { init, terms: bare, sum }));
+                for (i, (op, f)) in factors[0].iter().enumerate() {
+                    let y = if i + 1 == factors[0].len() { v } else { fresh() };
                     out.push(Stmt::Let(y, Op::Map(*op, vec![x, *f])));
                     x = y;
                 }
             }
             Stmt::Let(v, op) => {
-                if let Op::Map(..) = &op {
+                if let Op::Map(..) | Op::Const(_) = &op {
                     made.insert(v, op.clone());
                 }
                 out.push(Stmt::Let(v, op));

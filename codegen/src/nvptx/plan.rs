@@ -287,8 +287,15 @@ fn classify(p: &Program, rows: Option<AxisId>) -> Result<BTreeMap<ValueId, Dot>,
 pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
 
 /// The row axis, and how each dot is then computed; axes that have no place are taken out first, where they can be.
-pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
+/// With `tf32`, factors of operands stand outside of products where they can, so that operands come from shared memory.
+pub(super) fn roles(p: &Program, tf32: bool) -> Result<Roles, Error> {
     let mut form = axes::merged(p);
+    if tf32 && p.operands == DType::F32 {
+        let bare = outside(&form);
+        if roles_of(&bare).is_ok_and(|r| r.2.values().any(|d| matches!(d, Dot::Matrix { .. }))) {
+            form = bare;
+        }
+    }
     let mut first = None;
     loop {
         match roles_of(&form) {
@@ -358,12 +365,12 @@ impl Plan {
     /// # Errors
     /// What has no form on a GPU, and which limit of the target the schedule exceeds.
     pub fn new(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
-        Plan::of(&roles(p)?, target, schedule)
+        Plan::of(&roles(p, schedule.tf32)?, target, schedule)
     }
     /// The same where the roles of axes are decided: they do not depend on the schedule.
     pub(super) fn of((p, rows, dots): &Roles, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
         if p.compute != DType::F32 {
-            return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
+            return Err(refused(p, &format!("GPUs compute in f32 here, not in {0} (hint: `--dtype f32`, bf16 or f16; {0} runs on cpu, interp and reference)", p.compute)));
         }
         let (rows, dots) = (*rows, dots.clone());
         let p = retile(p, rows, schedule);

@@ -61,7 +61,7 @@ pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>
     let mut why = None;
     // (too many registers by, cost)
     let mut found: Vec<(usize, f64, Schedule)> = vec![];
-    let roles = roles(p)?;
+    let roles = roles(p, target.tf32)?;
     for s in candidates(&roles, target.tf32) {
         match Plan::of(&roles, target, &s) {
             Ok(plan) => {
@@ -117,7 +117,7 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
 /// # Errors
 /// The program has no form on GPUs.
 pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Vec<(Schedule, f64)>, Error> {
-    let roles = roles(p)?;
+    let roles = roles(p, false)?;
     let (_, rows, dots) = &roles;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
         return Ok(vec![]);
@@ -472,7 +472,11 @@ pub fn registers(plan: &Plan) -> usize {
             s.sort();
             s.dedup();
         });
-        if plan.tensor && plan.ring.is_none() && sides[0].len() > 1 && sides[1].len() == 1 { 46 } else { 0 }
+        match (plan.tensor && plan.ring.is_none() && sides[0].len() > 1, plan.schedule.tf32) {
+            (true, true) => 100,
+            (true, false) if sides[1].len() == 1 => 46,
+            _ => 0,
+        }
     };
     // Addresses, positions, and what the assembler needs besides. Descriptors stand in registers of their own; loads and exchanges in
     // the loop need addresses, and so does every accumulator beyond two (seen in what the assembler spills).
