@@ -45,6 +45,9 @@ pub struct Args {
     /// Say what it costs instead of running it: needs the configuration only
     #[arg(long)]
     explain: bool,
+    /// With --explain, compile every kernel for this CPU, past the cache, and say how long it takes
+    #[arg(long, requires = "explain")]
+    compile: bool,
     /// Sizes for --explain, `B=1,T=21,H=60,W=104,L=512`; without them those that the network is known for
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,

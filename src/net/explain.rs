@@ -2,10 +2,16 @@
 
 use super::{Args, configuration, dims};
 use ir::dim::{Bindings, Name};
+use ir::graph::Function;
 use ir::types::DType;
+use passes::fuse::Options;
 use pushforward::input::Transform;
+use pushforward::machine;
+use runtime::cache::Cache;
+use runtime::plan::Plan;
 use serde_json::json;
 use trainer::net::checkpoint::Checkpoint;
+use std::time::Instant;
 use trainer::net::cost::{Cost, cost};
 use trainer::net::{Config, Network, Precision, Resize, Variant};
 
@@ -25,11 +31,21 @@ pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> 
         Config::Dit(_) => Variant::default(),
     };
     let n = Network::build(&config, &Variant { qk_eps: a.qk_eps, ..variant }, Precision::F32).map_err(|e| e.to_string())?;
-    if let Ok(w) = &weights {
-        w.match_to(&n.weights)?;
-    }
+    let names = weights.as_ref().map_or(Ok(vec![]), |w| w.match_to(&n.weights))?;
+    let own = names.iter().map(String::as_str).zip(n.weights.iter().map(|w| &w.name)).collect();
     let wrt: Vec<Name> = ["hidden_states", "timestep"].map(Into::into).to_vec();
     let jvp = Transform::Jvp(wrt).apply(&n.function)?;
+    let asked = super::transforms(&a.transforms, &n, &own)?;
+    let (label, derived) = if asked.is_empty() {
+        ("jvp hidden_states,timestep".to_string(), jvp.clone())
+    } else {
+        let one = |t: &Transform| match t {
+            Transform::Jvp(list) => format!("jvp {}", list.join(",")),
+            Transform::Vjp(list) => format!("vjp {}", list.join(",")),
+        };
+        let label: Vec<String> = a.transforms.0.iter().map(one).collect();
+        (label.join(", "), asked.iter().try_fold(n.function.clone(), |f, t| t.apply(&f))?)
+    };
 
     let mut rows: Vec<(String, Bindings)> = vec![];
     let sizes = |[t, h, w]: [i64; 3]| -> Bindings { [("B", 1), ("T", t), ("H", h), ("W", w), ("L", TEXT)].into_iter().map(|(k, v)| (k.into(), v)).collect() };
@@ -65,18 +81,29 @@ pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> 
     let bytes = |p: Precision| n.weights.iter().map(|w| w.len() as u64 * part_bytes(w.shape.len(), p)).sum::<u64>();
     let (f32s, bf16s) = (bytes(Precision::F32), bytes(Precision::BF16));
     let blocks = blocks(&n, &jvp, table.last().map(|r| &r.1))?;
+    let mut memory: Vec<[Peak; 2]> = vec![];
+    for (_, b, ..) in &table {
+        memory.push([peak("forward", &n.function, b)?, peak(&label, &derived, b)?]);
+    }
+    let built = match (a.compile, table.last()) {
+        (true, Some((_, b, ..))) => Some(built(&label, &n, &asked, b)?),
+        _ => None,
+    };
 
     if a.json {
         let rows: Vec<_> = table
             .iter()
-            .map(|(what, b, f, j)| {
+            .zip(&memory)
+            .map(|((what, b, f, j), m)| {
                 let sizes: serde_json::Map<String, serde_json::Value> = b.iter().map(|(k, v)| (k.to_string(), (*v).into())).collect();
                 let cost = |c: &Cost| json!({"flops": c.flops(), "attention": c.attention, "linear": c.linear, "other": c.other});
-                json!({"what": what, "dims": sizes, "tokens": tokens(&config, b), "forward": cost(f), "jvp": cost(j), "flop_ratio": j.products() / f.products()})
+                json!({"what": what, "dims": sizes, "tokens": tokens(&config, b), "forward": cost(f), "jvp": cost(j), "flop_ratio": j.products() / f.products(),
+                    "peak": m.iter().map(Peak::json).collect::<Vec<_>>()})
             })
             .collect();
         let blocks: Vec<_> = blocks.iter().map(|b| json!({"function": b.name, "calls": b.calls, "kernels": b.kernels})).collect();
-        println!("{}", json!({"network": config.class(), "parameters": n.parameters(), "tensors": n.weights.len(), "bytes_f32": f32s, "bytes_bf16": bf16s, "sizes": rows, "functions": blocks}));
+        println!("{}", json!({"network": config.class(), "parameters": n.parameters(), "tensors": n.weights.len(), "bytes_f32": f32s, "bytes_bf16": bf16s, "sizes": rows, "functions": blocks, "matmul": "own kernels",
+            "compilation": built.as_ref().map(|b| json!({"what": b.what, "kernels": b.kernels, "launches": b.launches, "derive_seconds": b.derived, "compile_seconds": b.compiled, "threads": b.threads, "code_bytes": b.code}))}));
         return Ok(());
     }
     println!("{}: {} parameters in {} tensors; {:.2} GB of weights in f32, {:.2} GB in bf16", config.class(), grouped(n.parameters()), n.weights.len(), f32s as f64 / 1e9, bf16s as f64 / 1e9);
@@ -86,10 +113,73 @@ pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> 
         println!("  {what:<22}{:>10}{:>14}{:>12}{:>12}{:>14}{:>8.3}", tokens(&config, b), tera(f.products()), tera(f.attention), tera(f.linear), tera(j.products()), j.products() / f.products());
     }
     println!("  (operations of contractions, a batch of one, {TEXT} text tokens unless --dim says otherwise; the JVP is along hidden_states and timestep)");
+    println!("  memory in f32, known before anything runs (parameters and their cotangents included; kernels' scratch of a few MB a core is not):");
+    for ((what, ..), m) in table.iter().zip(&memory) {
+        for p in m {
+            let gb = |n: usize| n as f64 / 1e9;
+            println!("    {what:<20} {:<28} peak {:>8.2} GB: parameters {:.2}, results {:.2}, between {:.2} ({} launches of {} kernels)", p.what, gb(p.total()), gb(p.params), gb(p.results), gb(p.arena), p.launches, p.kernels);
+        }
+    }
+    println!("  matrix products are this toolkit's own kernels; no library is called (docs/perf-log.md has both)");
+    if let Some(b) = &built {
+        println!("  {}: derived, fused and planned in {:.2} s, its {} kernels compiled in {:.2} s on {} threads ({:.1} MB of code, {} launches)", b.what, b.derived, b.kernels, b.compiled, b.threads, b.code as f64 / 1e6, b.launches);
+    }
     for b in &blocks {
         println!("  {}: {} call{}, {} kernel{} each", b.name, b.calls, if b.calls == 1 { "" } else { "s" }, b.kernels, if b.kernels == 1 { "" } else { "s" });
     }
     Ok(())
+}
+
+/// What a program needs of memory.
+struct Peak {
+    what: String,
+    params: usize,
+    results: usize,
+    arena: usize,
+    launches: usize,
+    kernels: usize,
+}
+
+impl Peak {
+    fn total(&self) -> usize {
+        self.params + self.results + self.arena
+    }
+    fn json(&self) -> serde_json::Value {
+        json!({"what": self.what, "peak_bytes": self.total(), "parameters": self.params, "results": self.results, "arena": self.arena, "launches": self.launches, "kernels": self.kernels})
+    }
+}
+
+/// By the plan of `f`; nothing of it is allocated.
+fn peak(what: &str, f: &Function, dims: &Bindings) -> Result<Peak, String> {
+    let s = machine::sequence(f, &Options::cpu(dims, DType::F32))?;
+    let p = Plan::new(&s, dims).map_err(|e| e.to_string())?;
+    Ok(Peak { what: what.into(), params: p.param_bytes(), results: p.result_bytes(), arena: p.arena, launches: p.launches.len(), kernels: s.programs.len() })
+}
+
+/// How long it takes to make a program.
+struct Built {
+    what: String,
+    kernels: usize,
+    launches: usize,
+    derived: f64,
+    compiled: f64,
+    threads: usize,
+    code: usize,
+}
+
+/// Derives, fuses, plans and compiles, past the cache, to loaded kernels; no weight and no value is allocated.
+fn built(what: &str, n: &Network, transforms: &[Transform], dims: &Bindings) -> Result<Built, String> {
+    let start = Instant::now();
+    let along: Vec<Transform> = if transforms.is_empty() { vec![Transform::Jvp(["hidden_states", "timestep"].map(Into::into).to_vec())] } else { transforms.to_vec() };
+    let f = along.iter().try_fold(n.function.clone(), |f, t| t.apply(&f))?;
+    let s = machine::sequence(&f, &Options::cpu(dims, DType::F32))?;
+    let plan = Plan::new(&s, dims).map_err(|e| e.to_string())?;
+    let derived = start.elapsed().as_secs_f64();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let start = Instant::now();
+    let kernels = trainer::program::kernels::compile_on(threads, &s.programs, &codegen::Target::host().map_err(|e| e.to_string())?, &Cache::new(None))?;
+    let compiled = start.elapsed().as_secs_f64();
+    Ok(Built { what: what.into(), kernels: kernels.len(), launches: plan.launches.len(), derived, compiled, threads, code: kernels.iter().map(|(k, _)| k.code_bytes()).sum() })
 }
 
 /// Bytes of a weight's element: vectors stay wide.

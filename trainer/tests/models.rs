@@ -312,6 +312,44 @@ fn real_sizes() {
     assert!(images[0].iter().any(|w| *w.name == *"blocks.39.attn2.add_k_proj.weight"));
 }
 
+/// In bf16 the processor computes what the precision table says, element by element: against the reference evaluator running the same program, which
+/// rounds where the program converts. With u = 2^-8, bf16's rounding error, an element differs by at most `BF16` u of the larger of itself and of its
+/// tensor's root mean square: the two may round a value near a tie to different sides, in every layer, and never more.
+#[test]
+fn bf16_element_by_element() {
+    /// Seen: 1.5 at most.
+    const BF16: f64 = 4.0;
+    let names = |list: &[&str]| list.iter().map(|n| Name::from(*n)).collect::<Vec<_>>();
+    for model in ["wan_a", "cosmos_t2i"] {
+        let (config, weights) = open(model, &format!("{model}/config.json"));
+        let (fields, fps) = case(&cases(model)[0]);
+        let n = Network::build(&config, &variant(&config, &fields, fps, None), Precision::BF16).unwrap();
+        let matrix = n.weights.iter().find(|w| w.shape.len() > 1).unwrap().name.clone();
+        let gradients = names(&["hidden_states", "encoder_hidden_states", &matrix]);
+        for (what, transform) in [("jvp", Transform::Jvp(names(&["hidden_states", "timestep"]))), ("vjp", Transform::Vjp(gradients))] {
+            let results = [(On::Reference, DType::F64), (On::Cpu, DType::BF16)].map(|(on, dtype)| {
+                let mut p = program(&n, &weights, std::slice::from_ref(&transform), &fields, on, dtype);
+                let types: BTreeMap<Name, DType> = p.params().iter().map(|q| (q.name.clone(), q.ty.dtype)).collect();
+                for (name, t) in weights.load(&n.weights).unwrap() {
+                    p.set(&name, &t.convert(types[&*name])).unwrap();
+                }
+                // Both sides get the numbers that the parameters' types can hold.
+                let file = |n: &str| n.replace("tangent.", "").replace("cot.", "");
+                let own = |k: &str| types.iter().find(|(n, _)| ***n == *k || n.strip_suffix(".t") == Some(&file(k)) || n.strip_suffix(".ct") == Some(&file(k))).map(|(_, d)| *d);
+                let fields: Fields = fields.iter().filter(|(_, t)| t.dtype().is_float()).map(|(k, t)| (k.clone(), own(k).map_or_else(|| t.clone(), |d| t.convert(d)))).collect();
+                run(&p, &fields)
+            });
+            for (name, want) in &results[0] {
+                let (want, got) = (want.to_f64(), results[1][name].to_f64());
+                let rms = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
+                let worst = want.iter().zip(&got).map(|(w, g)| (w - g).abs() / w.abs().max(rms) * 256.0).fold(0.0, f64::max);
+                println!("{model} {what} {name}: {} elements, worst {worst:.3} u", want.len());
+                assert!(worst < BF16, "{model} {what} {name}: an element is off by {worst} u");
+            }
+        }
+    }
+}
+
 /// Printed networks parse to themselves: checkpoint keys are names of the language.
 #[test]
 fn networks_are_text() {

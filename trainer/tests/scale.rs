@@ -45,6 +45,16 @@ fn forty_layers_are_one() {
         lap("planned");
         println!("{} programs, {} launches, arena {:.1} MB, live at once {:.1} MB, parameters {:.2} GB", s.programs.len(), s.launches.len(), plan.arena as f64 / 1e6, plan.bound as f64 / 1e6, plan.param_bytes() as f64 / 1e9);
         kernels.push(s.programs.len());
+        if layers == 40 {
+            // All of LLVM's work for the whole network: to kernels that can be launched, nothing of the network allocated. 10 s is what two quiet
+            // cores are asked; tests run beside others.
+            let (start, target) = (Instant::now(), codegen::Target::host().unwrap());
+            let loaded = trainer::program::kernels::compile_on(2, &s.programs, &target, &runtime::cache::Cache::new(None)).unwrap();
+            let seconds = start.elapsed().as_secs_f64();
+            println!("{} kernels compiled in {seconds:.2} s", loaded.len());
+            assert_eq!(loaded.len(), s.programs.len());
+            assert!(seconds < 60.0, "{seconds} s");
+        }
         assert!(plan.arena as f64 <= 1.1 * plan.bound as f64);
     }
     assert_eq!(kernels[0], kernels[1], "more layers are more launches, not more kernels");

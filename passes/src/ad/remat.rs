@@ -12,7 +12,8 @@
 //!
 //! # Two programs
 //! [`split`] cuts a function in two: what does not depend on some parameters (the cotangents) runs first, and the rest reads *residuals*.
-//! A residual is a value whose axes are all axes of one parameter or result, O(rows): statistics, outputs. What is wider,
+//! A residual is a value whose axes are all axes of one parameter or result, or that is no larger than one, O(rows): statistics, outputs, with
+//! what is added to them alone. What is wider,
 //! O(rows × columns), is computed again from residuals and parameters (Griewank and Walther's checkpointing, with the choice of Dao et al.).
 
 use super::linearize::{copy, dependent, is_number, prune, residual_names};
@@ -233,8 +234,8 @@ pub struct Split {
 /// Which values are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keep {
-    /// Those whose axes are all axes of one parameter or result, or features: axes of numbered size that a parameter has whose axes
-    /// all have numbers (a weight). Wider ones are computed again. What is called is never called twice.
+    /// Those no larger than one parameter or result whose lengths they share; and those whose axes are all axes of one, or features: axes of
+    /// numbered size that a parameter has whose axes all have numbers (a weight). Wider ones are computed again. What is called is never called twice.
     Narrow,
     /// Everything that the second program would otherwise reduce or multiply again.
     All,
@@ -255,11 +256,23 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
     // Axes of weights: those of a parameter without any length that is not a number.
     let weights: BTreeSet<&Name> = f.params.iter().map(|p| &f.ty(p.var).axes).filter(|a| a.iter().all(|a| a.size.as_fixed().is_some())).flatten().map(|a| &a.name).collect();
     let held = |t: &Type, a: &Axis| t.has(&a.name) || (a.size.as_fixed().is_some() && weights.contains(&a.name));
-    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|t| f.ty(v).axes.iter().all(|a| held(t, a)));
+    // Or no larger: the lengths without a number are its own, and the others hold no more elements (heads, split from features).
+    let fixed = |t: &Type| t.axes.iter().filter_map(|a| a.size.as_fixed()).fold(1, i64::saturating_mul);
+    let within = |t: &Type, v: &Type| v.axes.iter().all(|a| a.size.as_fixed().is_some() || t.has(&a.name)) && fixed(v) <= fixed(t);
+    let narrow = |v: Var| keep == Keep::All || ports.iter().any(|t| f.ty(v).axes.iter().all(|a| held(t, a)) || within(t, f.ty(v)));
     let called = |i: usize| matches!(f.eqns[i].op, Prim::Call(_));
     let results: BTreeMap<Var, Name> = f.results.iter().filter(|r| !depends[r.var.index()]).map(|r| (r.var, r.name.clone())).collect();
     // What costs more than reading its operands; anything else is computed again from what is kept behind it.
     let heavy = |i: usize| matches!(f.eqns[i].op, Prim::Reduce(..) | Prim::Contract(_));
+    let mut uses = vec![0usize; f.vars.len()];
+    f.eqns.iter().flat_map(|e| &e.args).chain(f.results.iter().map(|r| &r.var)).for_each(|v| uses[v.index()] += 1);
+    // Per value whether it is worth keeping: such a sum, or what it goes into alone (a bias added, a root taken), as the forward program has it
+    // in memory then too, and the second one has less to do.
+    let mut worth = vec![false; f.vars.len()];
+    for (i, e) in f.eqns.iter().enumerate().filter(|(_, e)| f.ty(e.out).dtype.is_float()) {
+        let behind = |a: &Var| worth[a.index()] && uses[a.index()] == 1 && f.ty(*a) == f.ty(e.out);
+        worth[e.out.index()] = (heavy(i) && narrow(e.out) && !is_number(f, &definitions, e.out)) || (matches!(e.op, Prim::Elementwise(_)) && e.args.iter().any(behind));
+    }
     // From what the second program reads, back to what is kept.
     let (mut kept, mut again) = (BTreeSet::new(), BTreeSet::new());
     let mut open: Vec<Var> = f.eqns.iter().filter(|e| depends[e.out.index()]).flat_map(|e| &e.args).copied().filter(|a| !depends[a.index()]).collect();
@@ -268,13 +281,11 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
         if kept.contains(&v) || again.contains(&i) {
             continue;
         }
-        let e = &f.eqns[i];
-        let float = f.ty(v).dtype.is_float();
-        if results.contains_key(&v) || called(i) || (float && heavy(i) && narrow(v) && !is_number(f, &definitions, v)) {
+        if results.contains_key(&v) || called(i) || worth[v.index()] {
             kept.insert(v);
         } else {
             again.insert(i);
-            open.extend(&e.args);
+            open.extend(&f.eqns[i].args);
         }
     }
 

@@ -317,6 +317,11 @@ impl Partition<'_> {
         }
         for &r in &reductions {
             for a in reduced(&f.eqns[r]).unwrap_or_default().iter().filter(|a| !is_x(a) && !is_owned(a)).filter_map(axis) {
+                // Where carried sums have the axis, an instance would carry all of it, and none would share it out.
+                let carried = || self.options.scratch && dots_inside && parallel.contains(&a.name) && outer.iter().any(|r| f.ty(f.eqns[*r].out).has(&a.name));
+                if carried() && self.whole(&a, self.options.stream as i64).is_none() && self.narrow(f.eqns[r].out) {
+                    return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which the instances of a kernel share")));
+                }
                 if self.whole(&a, self.options.full).is_none() {
                     return Err(self.cut(&closure, &below, r, format!("it is reduced over {a}, which is too long or has no number, inside a loop over {}", x.as_ref().map_or("nothing".into(), |x| x.to_string()))));
                 }
@@ -385,8 +390,9 @@ impl Partition<'_> {
                 return Err(Why::Split("no kernel has both axes".into()));
             }
         }
-        // Order of the first output's value, broadcast axes first.
-        let first = f.ty(stores[0].1);
+        // Order of the value with the most axes, the first of those: what is stored beside it (statistics of its rows) has fewer, in an order that
+        // need not be its own. Broadcast axes first.
+        let first = stores.iter().map(|s| f.ty(s.1)).min_by_key(|t| std::cmp::Reverse(t.axes.len())).unwrap_or(f.ty(stores[0].1));
         let mut order: Vec<Axis> = vec![];
         // In order of appearance, which no name changes.
         for (n, _) in stores.iter().flat_map(|s| &s.2.of) {
