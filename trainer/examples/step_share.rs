@@ -1,5 +1,6 @@
-//! Where the time of a training step goes, on the network of the digits: one line for each program of the step, and what remains for everything else (drawing, mixing,
-//! norms, copying). `cargo run --release -p pushforward-trainer --example step_share [BATCH] [THREADS]`.
+//! Where the time of a step of rCM goes, on the network of the digits: in launches of generated kernels, and outside of them (drawing, mixing, norms, copying, and what
+//! running a program costs beside its launches); then one line for each program. `cargo run --release -p pushforward-trainer --example step_share [BATCH] [THREADS]`.
+//! `benches/training.py` reads the two first lines of figures.
 #![allow(clippy::unwrap_used)] // an example may stop
 
 use ir::tensor::Tensor;
@@ -49,19 +50,20 @@ fn main() {
     println!("first four iterations, with compilation: {:.1} s", start.elapsed().as_secs_f64());
     let rounds = 8;
     for (what, turns) in [("student", vec![0]), ("critic", vec![1, 2, 3])] {
-        let (mut total, mut inside, mut n) = (Duration::ZERO, Duration::ZERO, 0);
+        let (mut total, mut inside, mut launched, mut n) = (Duration::ZERO, Duration::ZERO, Duration::ZERO, 0);
         for round in 1..=rounds {
             for t in &turns {
-                let before = method.programs();
+                let before = (method.programs(), method.in_launches());
                 let start = Instant::now();
                 method.step(4 * round + t, &b, &random).unwrap();
                 total += start.elapsed();
-                inside += method.programs() - before;
+                inside += method.programs() - before.0;
+                launched += method.in_launches() - before.1;
                 n += 1;
             }
         }
-        let (total, inside) = (total.as_secs_f64() / f64::from(n) * 1e3, inside.as_secs_f64() / f64::from(n) * 1e3);
-        println!("{what}: {total:.1} ms an iteration, {inside:.1} ms in programs, {:.1} % outside", 100.0 * (total - inside) / total);
+        let [total, inside, launched] = [total, inside, launched].map(|t| t.as_secs_f64() / f64::from(n) * 1e3);
+        println!("{what}: {total:.2} ms an iteration, {inside:.2} ms in programs, {launched:.2} ms in launches, {:.2} % outside of launches", 100.0 * (total - launched) / total);
     }
     for (who, table) in method.times() {
         for (what, runs, time) in table {

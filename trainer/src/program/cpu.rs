@@ -9,6 +9,7 @@ use passes::fuse;
 use runtime::cache::Cache;
 use runtime::cpu::{Execution, Kernel, Pool};
 use runtime::plan::Plan;
+use std::time::Duration;
 
 pub(super) struct Cpu {
     execution: Execution,
@@ -46,6 +47,9 @@ impl Cpu {
     pub fn stored(&self, name: &str) -> Option<DType> {
         let p = self.plan();
         p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+    }
+    pub fn in_launches(&self) -> Duration {
+        self.execution.in_launches()
     }
     pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.execution.run(&self.pool, inputs).map_err(|e| e.to_string())
