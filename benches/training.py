@@ -154,7 +154,7 @@ def eager(rcm, rounds=8):
 
 
 def ours(binary, batch, threads):
-    out = subprocess.run([str(binary), str(batch), str(threads)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([str(binary.resolve()), str(batch), str(threads)], capture_output=True, text=True, check=True).stdout
     found = {m[1]: [float(x) for x in m.groups()[1:]] for m in re.finditer(r"^(\w+): ([\d.]+) ms an iteration, ([\d.]+) ms in programs, ([\d.]+) ms in launches, ([\d.]+) %", out, re.M)}
     if set(found) != {"student", "critic"}:
         sys.exit(f"{binary} said something else:\n{out}")
