@@ -172,6 +172,8 @@ section! {
         rollout_mean: f64 = 0.0, "-10 to 10", |x| x.abs() <= 10.0;
         /// Deviation of ln σ of the times in the middle of rollouts.
         rollout_deviation: f64 = 1.6, "above 0 and at most 10", |x| *x > 0.0 && *x <= 10.0;
+        /// TrigFlow time at which rollouts begin, with pure noise; π/2 as in rCM. The sampler's own first step is at arctan `sigma_max`.
+        rollout_start: f64 = std::f64::consts::FRAC_PI_2, "above 0 and at most 1.5708", |t| *t > 0.0 && *t <= std::f64::consts::FRAC_PI_2;
         /// TrigFlow times in the middle of rollouts, where they are fixed (backward simulation); empty: they are drawn.
         rollout_times: Vec<f64> = vec![], "each between 0 and 1.5708, falling", |x| x.iter().all(|t| *t > 0.0 && *t < std::f64::consts::FRAC_PI_2) && x.windows(2).all(|w| w[0] >= w[1]);
         /// Steps of the longest rollout; rollouts have 1 to this many, in turn.
@@ -207,7 +209,7 @@ section! {
 pub const METHODS: [&str; 7] = ["flow", "scm", "dcm", "dmd", "dmd2", "rcm", "meanflow"];
 
 /// Keys of stages that only some methods read.
-const READ_BY: [(&str, &[&str]); 30] = {
+const READ_BY: [(&str, &[&str]); 31] = {
     const CONTINUOUS: &[&str] = &["scm", "rcm"];
     const CONSISTENT: &[&str] = &["scm", "dcm", "rcm"];
     const MATCHED: &[&str] = &["dmd", "dmd2", "rcm"];
@@ -229,6 +231,7 @@ const READ_BY: [(&str, &[&str]); 30] = {
         ("score_deviation", MATCHED),
         ("rollout_mean", MATCHED),
         ("rollout_deviation", MATCHED),
+        ("rollout_start", MATCHED),
         ("rollout_times", MATCHED),
         ("rollout", MATCHED),
         ("student_every", MATCHED),

@@ -215,6 +215,10 @@ impl Model {
     pub fn spent(&self) -> impl Iterator<Item = (String, u64, Duration)> {
         self.spent.iter().map(|((kind, batch), (n, t))| (format!("{} of {batch}", format!("{kind:?}").to_lowercase()), *n, *t))
     }
+    /// Time in kernel launches of its programs so far.
+    pub fn in_launches(&self) -> Duration {
+        self.programs.values().map(|(p, _)| p.in_launches()).sum()
+    }
     /// The program of a kind for a batch size, with the weights as they are now.
     fn program(&mut self, kind: Kind, batch: usize) -> Result<&mut Program, Error> {
         let n = &self.network;

@@ -201,6 +201,10 @@ impl Optimizer {
     pub fn launches(&self) -> u64 {
         self.launches
     }
+    /// Time in kernel launches of its program so far.
+    pub fn in_launches(&self) -> Duration {
+        self.program.in_launches()
+    }
     /// Time in its program so far.
     pub fn spent(&self) -> Duration {
         self.spent

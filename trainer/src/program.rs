@@ -19,6 +19,7 @@ pub use passes::ad::{Checkpoint, Transform};
 use runtime::plan::Plan;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -136,6 +137,14 @@ impl Program {
             Machine::Reference(_) => 0,
             #[cfg(feature = "jit")]
             Machine::Cpu(c) => c.peak_bytes(),
+        }
+    }
+    /// Time in kernel launches so far, of all that [`Program::run`] takes; none on the reference evaluator.
+    pub fn in_launches(&self) -> Duration {
+        match &self.machine {
+            Machine::Reference(_) => Duration::ZERO,
+            #[cfg(feature = "jit")]
+            Machine::Cpu(c) => c.in_launches(),
         }
     }
 

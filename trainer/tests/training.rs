@@ -53,6 +53,8 @@ fn every_evaluation_of_a_step_is_a_program_of_the_compiler() {
         _ => rollout(i) + 1,
     }).collect();
     assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), want);
+    // Launches are a part of the time in programs.
+    assert!(m.in_launches() <= m.programs() && !m.in_launches().is_zero(), "{:?} of {:?}", m.in_launches(), m.programs());
     // The evaluator launches nothing: each evaluation is at least one kernel, and so is the optimizer's update.
     assert!(seen.iter().all(|(e, l)| l > e), "{seen:?}");
     let mut m = method(100, 1, Some(0.5), 2.0, &Options { on: On::Reference, ..cpu(1) });

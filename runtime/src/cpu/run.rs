@@ -5,8 +5,9 @@ use crate::plan::{ALIGN, Home, Plan};
 use ir::diagnostic::Error;
 use ir::tensor::Tensor;
 use std::alloc::Layout;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A plan that is ready to run.
 pub struct Execution {
@@ -16,6 +17,8 @@ pub struct Execution {
     prepared: Vec<Prepared>,
     /// One run at a time.
     arena: Mutex<Arena>,
+    /// Nanoseconds in launches so far.
+    launched: AtomicU64,
 }
 
 impl Execution {
@@ -42,11 +45,15 @@ impl Execution {
                 }
             }
         }
-        Ok(Execution { plan, kernels, prepared, arena: Mutex::new(Arena::default()) })
+        Ok(Execution { plan, kernels, prepared, arena: Mutex::new(Arena::default()), launched: AtomicU64::new(0) })
     }
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+    /// Time in launches of kernels so far; what remains of a run's time is checks, allocation of results, and pointers.
+    pub fn in_launches(&self) -> Duration {
+        Duration::from_nanos(self.launched.load(Ordering::Relaxed))
     }
     /// The kernels, in the plan's order.
     pub fn kernels(&self) -> &[Kernel] {
@@ -116,15 +123,18 @@ impl Execution {
                 Home::Nowhere => std::ptr::null_mut(),
             })
             .collect();
-        let mut pointers = vec![];
+        let (mut pointers, mut launched) = (vec![], Duration::ZERO);
         for l in &p.launches {
             pointers.clear();
             // SAFETY: `new` compared every buffer of every launch with the memory it is given.
             pointers.extend(l.buffers.iter().map(|(b, o)| unsafe { bases[*b].add(*o) }));
+            let start = Instant::now();
             // SAFETY: dtypes and shapes are the signature's. Parameters are only read. What is written is a result, ours by `&mut`, or
             // lies in the arena, where no buffer of the same launch overlaps it.
             run(&|| unsafe { self.kernels[l.kernel].launch_prepared(pool, &pointers, &self.prepared[l.kernel]) });
+            launched += start.elapsed();
         }
+        self.launched.fetch_add(launched.as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
 }

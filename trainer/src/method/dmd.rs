@@ -2,7 +2,7 @@
 //! likely than a critic, the *fake score*, that learns the student's own distribution.
 //!
 //! ```text
-//! rollout    x = ε at τ = π/2;  N times: x̂₀ = b·x − S·b·v(b·x, u);  between them τ ← min(τ̂, τ), τ̂ ~ p_D, and x = C·x̂₀ + S·ε      gradient through the last step
+//! rollout    x = ε at τ₁ = π/2 or less;  N times: x̂₀ = b·x − S·b·v(b·x, u);  between them τ ← min(τ̂, τ), τ̂ ~ p_D, and x = C·x̂₀ + S·ε      gradient through the last step
 //! noise      x_D = C·x̂₀ + S·ε at τ_D ~ p_D
 //! student    a = (x̂₀ of the fake score − x̂₀ of the guided teacher)/max(mean|x̂₀ − x̂₀ of the teacher|, 10⁻⁵);   loss = scale·‖a‖²,  ∂loss/∂x̂₀ = 2·scale·a
 //! critic     ‖x̂₀ − x̂₀ of the fake score‖²/S²  =  b²·‖v_fake − (ε − x̂₀)‖²:   flow matching on the student's samples
@@ -24,6 +24,8 @@ pub struct Matching {
     pub density: Density,
     /// The density of the rollout's times; p_D in rCM.
     pub rollout: Density,
+    /// Where rollouts begin, with pure noise: π/2 in rCM. A sampler that begins at σ_max meets its student at arctan σ_max.
+    pub start: Trig,
     /// Times of the rollout behind the first, where they are fixed: then none is drawn.
     pub fixed: Option<Vec<Trig>>,
     /// The factor of the loss.
@@ -33,14 +35,14 @@ pub struct Matching {
 impl Matching {
     /// rCM's: rollouts at times of the same density, scale 1.
     pub fn released(density: Density) -> Matching {
-        Matching { density, rollout: density, fixed: None, scale: 1.0 }
+        Matching { density, rollout: density, start: Trig::NOISE, fixed: None, scale: 1.0 }
     }
-    /// The times of a rollout of `steps` steps for `n` samples: from π/2 on, never rising.
+    /// The times of a rollout of `steps` steps for `n` samples: from the start on, never rising.
     ///
     /// # Errors
     /// More steps than there are fixed times.
     pub fn times(&self, n: usize, steps: u64, random: &Random, iteration: u64) -> Result<Vec<Vec<Trig>>, Error> {
-        let mut all = vec![vec![Trig::NOISE; n]];
+        let mut all = vec![vec![self.start; n]];
         for k in 1..steps {
             let next = match &self.fixed {
                 Some(f) => vec![*f.get(k as usize - 1).ok_or_else(|| Error::new(format!("dmd: a rollout of {steps} steps, but {} fixed times behind the first", f.len())))?; n],
@@ -181,4 +183,23 @@ pub fn critic(fake: &mut Model, draw: &Noisy, condition: &Condition) -> Result<C
     let g = fake.regression(&Point::new(&z, &flows(&k)), condition, &target, &weights)?;
     let loss = g.loss.iter().zip(&weights).map(|(l, w)| if *w == 0.0 { 0.0 } else { l * w }).collect();
     Ok(Critic { loss, skipped: keep.iter().filter(|k| !**k).count(), gradient: g.weights })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rollouts_begin_where_they_are_told_and_never_rise() {
+        let density = Density::LogNormal { mean: 2.0, deviation: 2.0 };
+        let random = Random::new(1);
+        for start in [Trig::NOISE, Trig(80f64.atan()), Trig(0.7)] {
+            let times = Matching { start, ..Matching::released(density) }.times(50, 4, &random, 3).unwrap();
+            assert_eq!((times.len(), &times[0]), (4, &vec![start; 50]));
+            assert!(times.windows(2).all(|w| w[0].iter().zip(&w[1]).all(|(a, b)| a.0 >= b.0)));
+        }
+        // Fixed times are held below the start, too.
+        let fixed = Matching { start: Trig(0.7), fixed: Some(vec![Trig(1.3), Trig(0.6)]), ..Matching::released(density) }.times(1, 3, &random, 0).unwrap();
+        assert_eq!(fixed, [[Trig(0.7)], [Trig(0.7)], [Trig(0.6)]]);
+    }
 }

@@ -75,6 +75,10 @@ impl Learner {
     pub fn launches(&self) -> u64 {
         self.model.launches() + self.optimizer.launches()
     }
+    /// Time in kernel launches of its network's and its optimizer's programs so far.
+    pub fn in_launches(&self) -> Duration {
+        self.model.in_launches() + self.optimizer.in_launches()
+    }
     /// Time in its programs so far, the optimizer's last: what, how many runs, how long.
     pub fn spent(&self) -> Vec<(String, u64, Duration)> {
         let mut all: Vec<_> = self.model.spent().collect();

@@ -91,6 +91,10 @@ impl Rcm {
     pub fn programs(&self) -> Duration {
         self.times().iter().flat_map(|(_, t)| t).map(|(_, _, d)| *d).sum()
     }
+    /// Time in kernel launches so far, of all networks and optimizers.
+    pub fn in_launches(&self) -> Duration {
+        self.student.in_launches() + self.teacher.model.in_launches() + self.fake.as_ref().map_or(Duration::ZERO, Learner::in_launches)
+    }
     /// Turns of the student's before this iteration, by which averages and rollouts count.
     fn count(&self, iteration: u64) -> u64 {
         match &self.fake {

@@ -115,12 +115,7 @@ pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Netw
     let u = nn::silu(&mut g.b, u)?;
     let u = g.linear_from(u, "time_embed.linear_2", &d, true, parts, start)?;
     let u = if variant.span {
-        // The span's embedding begins as nothing, so that weights without one are those of a network that has it.
-        let span = g.input("timespan", Part::Time, vec![b.clone()]);
-        let of_span = g.b.call(&embed, &[span])?[0];
-        let s = g.linear_from(of_span, "span_embed.linear_1", &axis("R2", c.dim()), true, parts, start)?;
-        let s = nn::silu(&mut g.b, s)?;
-        let s = g.linear_from(s, "span_embed.linear_2", &d, true, parts, Init::Constant(0.0))?;
+        let s = span(&mut g, c, &embed)?;
         g.b.add(u, s)?
     } else {
         u
@@ -151,6 +146,28 @@ pub fn build(c: &Config, variant: &Variant, precision: Precision) -> Result<Netw
         g.b.result("features", h);
     }
     Ok(Network::new(g, vec![]))
+}
+
+/// The embedding of a span of time, `out [B,D]` of `timespan [B]`, alone: at span 0 it is what a network that does not jump has in the bias of its time's embedding.
+///
+/// # Errors
+/// None for a checked configuration.
+pub fn span_embedding(c: &Config, precision: Precision) -> Result<Network> {
+    let mut g = Graph::new("span", precision);
+    let embed = waves(&g, c)?;
+    let s = span(&mut g, c, &embed)?;
+    g.b.result("out", s);
+    Ok(Network::new(g, vec![]))
+}
+
+/// Begins as nothing, so that weights without a span are those of a network that has one.
+fn span(g: &mut Graph, c: &Config, embed: &Callee) -> Result<Var> {
+    let (parts, d) = ([Part::Norm, Part::Vector], axis("D", c.dim()));
+    let span = g.input("timespan", Part::Time, vec![Axis::sym("B")]);
+    let of_span = g.b.call(embed, &[span])?[0];
+    let s = g.linear_from(of_span, "span_embed.linear_1", &axis("R2", c.dim()), true, parts, Init::Normal(0.02))?;
+    let s = nn::silu(&mut g.b, s)?;
+    g.linear_from(s, "span_embed.linear_2", &d, true, parts, Init::Constant(0.0))
 }
 
 /// The function that makes cosines, then sines, of a time at the configured frequencies.

@@ -9,6 +9,7 @@ use passes::fuse;
 use runtime::cache::Cache;
 use runtime::cpu::{Execution, Kernel, Pool};
 use runtime::plan::Plan;
+use std::time::Duration;
 
 pub(super) struct Cpu {
     execution: Execution,
@@ -57,6 +58,9 @@ impl Cpu {
     }
     pub fn profile(&self, inputs: &[&Tensor]) -> Result<Vec<f64>, String> {
         self.execution.profile(&self.pool, inputs).map_err(|e| e.to_string())
+    }
+    pub fn in_launches(&self) -> Duration {
+        self.execution.in_launches()
     }
     pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.execution.run(&self.pool, inputs).map_err(|e| e.to_string())

@@ -6,6 +6,7 @@ use crate::net::checkpoint::Checkpoint;
 use crate::net::config::{Config, NoShapes};
 use crate::net::{self, Init, Precision, Variant, dit};
 use crate::network::Network;
+use crate::program::{Options, Program};
 use crate::random::Random;
 use ir::tensor::Tensor;
 use ir::types::DType;
@@ -137,6 +138,27 @@ impl Described {
         }
         Ok(all)
     }
+    /// Weights of the network with a second time as those of the one without it, which says what the first says of a span of 0: the velocity at a point. The span's
+    /// embedding is then a constant, and goes into a bias.
+    ///
+    /// # Errors
+    /// Weights that are not such a network's; those of the program that evaluates the embedding.
+    pub fn without_span(&self, weights: &Weights, options: &Options) -> Result<Weights, String> {
+        const BIAS: &str = "time_embed.linear_2.bias";
+        let Config::Dit(c) = &self.config else { return Err(format!("{} has no second time", self.config.class())) };
+        let embedding = dit::span_embedding(c, Precision::F32).map_err(|e| e.to_string())?;
+        let mut p = Program::new(&embedding.function, &[], &[("B".into(), 1)].into(), options)?;
+        let (inside, mut rest): (Weights, Weights) = weights.clone().into_iter().partition(|(n, _)| n.starts_with("span_embed."));
+        for (n, t) in &inside {
+            p.set(n, t)?;
+        }
+        let zero = Tensor::zeros(DType::F32, &[1]).map_err(|e| e.to_string())?;
+        let still = p.run(&[("timespan", &zero)])?.remove("out").ok_or("the span's embedding has no result")?;
+        let bias = rest.get_mut(BIAS).ok_or_else(|| format!("no weight `{BIAS}`"))?;
+        let sum: Vec<f64> = bias.to_f64().iter().zip(still.to_f64()).map(|(a, b)| a + b).collect();
+        *bias = Tensor::from_f64(bias.dtype(), bias.shape(), &sum).map_err(|e| e.to_string())?;
+        Ok(rest)
+    }
     /// Weights from a folder, in f32.
     ///
     /// # Errors
@@ -154,4 +176,45 @@ impl Described {
 /// Whether weights are those of a network with a second time.
 pub fn has_span(weights: &Weights) -> bool {
     weights.keys().any(|n| n.starts_with("span_embed."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::digits;
+    use crate::data::feed::Told;
+    use crate::method::Condition;
+    use crate::network::{Model, Point};
+    use crate::program::On;
+    use crate::rows::Rows;
+
+    #[test]
+    fn a_span_of_0_is_a_network_without_spans() {
+        let (d, feed) = (Described::digits(), Feed::new(digits::shipped().unwrap(), Told::Class, 3).unwrap());
+        let options = Options { on: On::Reference, ..Options::default() };
+        // No weight is 0, as they are after a training.
+        let random = Random::new(3);
+        let full: Weights = d.drawn(true, 1).unwrap().into_iter().map(|(n, t)| {
+            let z = random.stream(1, &n).normals(t.len());
+            let sum: Vec<f64> = t.to_f64().iter().zip(z).map(|(x, z)| x + 0.05 * z).collect();
+            (n, Tensor::from_f64(DType::F32, t.shape(), &sum).unwrap())
+        }).collect();
+        let plain = d.without_span(&full, &options).unwrap();
+        assert!(has_span(&full) && !has_span(&plain));
+        let x = Rows::new(&[2, 1, 8, 8], random.stream(0, "x").normals(128)).unwrap();
+        let labels: Condition = feed.conditions(&[0, 5]).unwrap().0;
+        let (u, zero) = ([0.3, 0.9], [0.0, 0.0]);
+        let model = |w: &Weights, span: bool| Model::new(d.network(&feed, span, false).unwrap(), w, &options).unwrap();
+        let a = model(&full, true).velocity(&Point { x: &x, times: vec![&u, &zero] }, &labels).unwrap();
+        let b = model(&plain, false).velocity(&Point::new(&x, &u), &labels).unwrap();
+        let gap = a.data().iter().zip(b.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let size = a.data().iter().map(|a| a.abs()).fold(0.0, f64::max);
+        assert!(gap < 1e-6 * size && size > 0.1, "{gap} of {size}");
+        // The embedding matters: without it the velocity is another.
+        let mut cut = full.clone();
+        cut.retain(|n, _| !n.starts_with("span_embed."));
+        let c = model(&cut, false).velocity(&Point::new(&x, &u), &labels).unwrap();
+        assert!(a.data().iter().zip(c.data()).any(|(a, c)| (a - c).abs() > 1e-3 * size));
+        assert!(d.without_span(&plain, &options).is_err(), "there is no span to fold");
+    }
 }

@@ -23,10 +23,12 @@ use ir::dim::Name;
 pub fn method(setup: &Setup, s: &Stage, before: Option<&dyn Method>) -> Result<Box<dyn Method>, String> {
     let said = |e: Error| e.to_string();
     let network = setup.network(Some(s))?;
-    let mut start = before.map_or_else(|| setup.start.clone(), |b| b.average());
-    if s.method == "meanflow" && !super::networks::has_span(&start) {
-        start = setup.described.with_span(&start, setup.config.network.seed)?;
-    }
+    let start = before.map_or_else(|| setup.start.clone(), |b| b.average());
+    let start = match (s.method == "meanflow", super::networks::has_span(&start)) {
+        (true, false) => setup.described.with_span(&start, setup.config.network.seed)?,
+        (false, true) => setup.described.without_span(&start, &setup.options)?,
+        _ => start,
+    };
     // The student's turns, over which its learning rate goes.
     let plan = Plan { warm_up: if matches!(s.method.as_str(), "scm" | "rcm") { s.tangent_warm_up } else { 0 }, student_every: s.student_every, rollout: s.rollout };
     let turns = match s.method.as_str() {
@@ -41,6 +43,7 @@ pub fn method(setup: &Setup, s: &Stage, before: Option<&dyn Method>) -> Result<B
     let matching = Matching {
         density: Density::LogNormal { mean: s.score_mean, deviation: s.score_deviation },
         rollout: Density::LogNormal { mean: s.rollout_mean, deviation: s.rollout_deviation },
+        start: Trig(s.rollout_start),
         fixed: (!s.rollout_times.is_empty()).then(|| s.rollout_times.iter().map(|t| Trig(*t)).collect()),
         scale: s.lambda * if s.method == "rcm" { s.consistency_scale } else { 1.0 },
     };
@@ -108,4 +111,29 @@ fn adamw(s: &Stage, rate: f64, turns: u64) -> AdamW {
         _ => Decay::Constant,
     };
     AdamW { schedule: Schedule { rate, warm_up: s.rate_warm_up, decay }, beta1: s.beta1, beta2: s.beta2, epsilon: 1e-8, decay: s.weight_decay }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Purpose};
+    use crate::program::On;
+    use crate::train::Task;
+
+    #[test]
+    fn a_stage_of_one_time_goes_on_from_one_of_two() {
+        let stage = |method: &str| Stage { method: method.into(), iterations: 1, batch: 2, ..Stage::default() };
+        let mut config = Config { stages: vec![stage("meanflow"), stage("scm"), stage("meanflow")], ..Config::default() };
+        config.network.teacher = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/distill/teacher").into();
+        let mut setup = Setup::new(config, Purpose::Distill).unwrap();
+        setup.options.on = On::Reference;
+        let mut before: Option<Box<dyn Method>> = None;
+        for k in 0..3 {
+            let mut m = setup.method(k, before.as_deref()).unwrap();
+            let random = crate::train::random_of(0, k);
+            let said = m.step(0, &setup.batch(k, 0, &random).unwrap(), &random).unwrap();
+            assert!(said.get("loss").unwrap().is_finite());
+            before = Some(m);
+        }
+    }
 }
