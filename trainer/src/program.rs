@@ -47,6 +47,22 @@ impl Default for Options {
     }
 }
 
+/// How `f` is fused for a GPU.
+pub fn gpu_options(f: &Function, dims: &Bindings, dtype: DType) -> passes::fuse::Options {
+    let fused = passes::fuse::Options::stored(dims, dtype);
+    wide(f, fused, dtype)
+}
+
+/// A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
+fn wide(f: &Function, fused: passes::fuse::Options, dtype: DType) -> passes::fuse::Options {
+    let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
+    if dtype.bytes() >= 4 || !f.params.iter().any(|p| float(p) == Some(dtype)) {
+        return fused;
+    }
+    let stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
+    passes::fuse::Options { stored, ..fused }
+}
+
 /// A parameter or a result, as callers see it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Field {

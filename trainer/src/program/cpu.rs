@@ -17,12 +17,7 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
-        let mut fused = fuse::Options::cpu(dims, options.dtype);
-        // A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
-        let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
-        if options.dtype.bytes() < 4 && f.params.iter().any(|p| float(p) == Some(options.dtype)) {
-            fused.stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
-        }
+        let fused = super::wide(f, fuse::Options::cpu(dims, options.dtype), options.dtype);
         let sequence = fuse::sequence(f, &fused).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let target = codegen::Target::host().map_err(|e| e.to_string())?;
