@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """PyTorch on the GPU beside ours, in the same call: `python3 benches/gpu_peer.py [RESULTS.json]`.
 
-Forward of scaled dot-product attention by each backend, its backward, a large matrix product, and `torch.func.jvp` over math attention, bf16, random
+Forward of scaled dot-product attention by each backend, its backward, a large matrix product, `torch.func.jvp` over math attention, and where Triton is, the JVP
+kernel of triton_peer.py; bf16, random
 inputs, medians of single runs between events. RESULTS.json is what `pushforward-measure --out` wrote; then ratios follow.
 GFLOPs: forward 4 N^2 d per head, backward 10 N^2 d, JVP 12 N^2 d.
 """
@@ -68,6 +69,13 @@ def main():
                 except (RuntimeError, NotImplementedError) as e:
                     print(f"  math jvp {size}: {str(e).splitlines()[0]}")
             torch.cuda.empty_cache()
+    try:
+        import triton_peer
+    except ImportError as e:
+        print(f"  no Triton here ({e}): its kernel is not timed")
+    else:
+        print(f"Triton {triton_peer.triton.__version__}: JVP by a kernel written by hand (triton_peer.py), the best of its configurations")
+        triton_peer.timed(seconds, report, rows)
     if len(sys.argv) > 1:
         with open(sys.argv[1]) as f:
             ours = json.load(f)

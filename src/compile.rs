@@ -62,7 +62,7 @@ pub fn run(a: &Args) -> Result<(), String> {
             let (dims, dtype) = (dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
             let options = match &target {
                 Target::Cpu(_) => passes::fuse::Options::cpu(&dims, dtype),
-                Target::Gpu(_) => passes::fuse::Options::stored(&dims, dtype),
+                Target::Gpu(_) => pushforward::machine::gpu(&dims, dtype),
             };
             let mut stage = Stage::Function(f.clone());
             if a.dump.is_some() {
@@ -83,6 +83,9 @@ pub fn run(a: &Args) -> Result<(), String> {
     if matches!(target, Target::Gpu(_)) && assembler.is_none() {
         println!("no ptxas (`./dev ptxas` installs it): PTX only, which the driver compiles");
     }
+    // Asked beside the work: a process of its own.
+    let mut version = assembler.clone().map(|a| std::thread::spawn(move || a.version()));
+    let mut release = None;
     let (mut kernels, mut signatures) = (vec![], vec![]);
     for p in &programs {
         if a.dump.is_some() {
@@ -119,7 +122,10 @@ pub fn run(a: &Args) -> Result<(), String> {
                     set("cubin_sha256", json!(hash(&made.cubin)));
                     set("registers", json!(made.registers));
                     set("spill_bytes", json!(made.spills));
-                    set("assembler", json!(assembler.version()?));
+                    if let Some(v) = version.take() {
+                        release = Some(v.join().map_err(|_| "asking ptxas for its version failed".to_string())??);
+                    }
+                    set("assembler", json!(release));
                     line += &format!("; {} registers, {} bytes spilled", made.registers, made.spills[0] + made.spills[1]);
                     if a.dump.is_some() {
                         match assembler.disassemble(&made.cubin) {

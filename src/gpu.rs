@@ -10,7 +10,6 @@ use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tile::cost::cost;
 use ir::types::DType;
-use passes::fuse::Options;
 use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
@@ -63,13 +62,14 @@ pub fn run(a: &Args) -> Result<(), String> {
 }
 
 /// Programs, by the name that cases call them by.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("plain", include_str!("../examples/attention.pf")),
     ("variants", include_str!("../examples/attention_variants.pf")),
     ("norm", include_str!("../examples/norm_modulate.pf")),
     ("gelu", include_str!("../examples/gelu_linear.pf")),
     ("xent", include_str!("../examples/cross_entropy.pf")),
     ("layers", include_str!("../tests/programs/layers.pf")),
+    ("exact", include_str!("../tests/programs/exact.pf")),
 ];
 
 /// One case to make: a function of a program, how it is derived, in which type, at which sizes, and the flops to divide by the time.
@@ -132,6 +132,13 @@ fn plans() -> Vec<Plan> {
             check("layers", f, "x", "", dtype, "A=3,B=2,N=12,D=16,H=3,J=33,E=24,F=40");
         }
     }
+    for dtype in [BF16, F16, F32] {
+        check("exact", "product", "", "", dtype, "M=70,K=88,N=104");
+        check("exact", "product", "x,w", "", dtype, "M=130,K=320,N=72");
+        check("exact", "scores", "", "", dtype, "B=1,H=2,I=100,J=150,D=64");
+        check("exact", "scores", "q,k,v", "", dtype, "B=1,H=2,I=70,J=115,D=128");
+        check("exact", "scores", "", "q,k,v", dtype, "B=1,H=1,I=70,J=90,D=64");
+    }
     let mut time = |program, function, jvp, vjp, dims: String, flops: f64| all.push(Plan { program, function, jvp, vjp, dtype: BF16, dims, flops: Some(flops), form: Form::Default });
     for d in [64usize, 128, 256] {
         for n in [1024usize, 2048, 4096, 8192, 16384] {
@@ -170,10 +177,10 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
     for p in plans() {
         forms.push(p.clone());
         // Beside warpgroups, products of warps, in the same run.
-        if target.name == "sm_90a" && p.flops.is_some() {
+        if target.name == "sm_90a" && (p.flops.is_some() || p.program == "exact") {
             forms.push(Plan { form: Form::Warps, ..p.clone() });
             // One length tells which is best; kernels do not depend on it.
-            if p.dims.contains("I=8192") && p.vjp.is_empty() {
+            if p.flops.is_some() && p.dims.contains("I=8192") && p.vjp.is_empty() {
                 forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
             }
         }
@@ -224,7 +231,7 @@ fn generation(target: &GpuTarget, assembler: Option<&Assembler>) -> Result<Vec<G
         for _ in 0..9 {
             let start = Instant::now();
             let f = derived(&plan)?;
-            let fused = machine::compile(&f, &dims(&[plan.dims.clone()])?, plan.dtype)?;
+            let fused = machine::compile_by(&f, &machine::gpu(&dims(&[plan.dims.clone()])?, plan.dtype))?;
             let texts = fused.programs.iter().map(|p| nvptx::compile_default(p, target, false).map(|k| k.ptx)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
             ptx.push(start.elapsed().as_secs_f64());
             if let Some(a) = assembler {
@@ -269,7 +276,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !["I", "J"].contains(&&***n)).map(|(n, k)| (n.clone(), *k)).collect();
-    let fused = machine::compile(&f, &known_sizes, plan.dtype)?;
+    let fused = machine::compile_by(&f, &machine::gpu(&known_sizes, plan.dtype))?;
     let (mut kernels, mut bytes, mut exact) = (vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
     // Sizes of attention's sequences are no strides; others are known.
@@ -344,7 +351,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
             _ => 2e-5,
         };
         // Where nothing is approximate, a device gives the bits of the PTX machine.
-        let launched = || machine::sequence(&f, &Options::stored(&known_sizes, plan.dtype));
+        let launched = || machine::sequence(&f, &machine::gpu(&known_sizes, plan.dtype));
         let same = if exact { Some(machine::sim_of(&launched()?, &tensors, &dims, &target.name)?) } else { None };
         for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);

@@ -18,6 +18,11 @@ use runtime::plan::Plan;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+/// How to fuse for a GPU, for inputs stored as `dtype`.
+pub fn gpu(dims: &Bindings, dtype: DType) -> Options {
+    Options { fits: Some(codegen::nvptx::fits), ..Options::stored(dims, dtype) }
+}
+
 /// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
     compile_by(f, &Options::stored(dims, dtype))
@@ -92,7 +97,7 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
-    sim_of(&sequence(f, &Options::stored(dims, dtype))?, inputs, dims, target)
+    sim_of(&sequence(f, &gpu(dims, dtype))?, inputs, dims, target)
 }
 
 /// The same of launches that were made before, perhaps without knowing all of `dims`.
@@ -105,7 +110,7 @@ pub fn sim_of(sequence: &Sequence, inputs: &[Tensor], dims: &Bindings, target: &
 /// # Errors
 /// Those of fusion and of `build`, and a size without a number.
 pub fn planned(f: &Function, dims: &Bindings, dtype: DType, build: &dyn Fn(&Program) -> Result<codegen::nvptx::Compiled, Error>) -> Result<(Plan, Vec<codegen::nvptx::Compiled>), String> {
-    let sequence = sequence(f, &Options::stored(dims, dtype))?;
+    let sequence = sequence(f, &gpu(dims, dtype))?;
     let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
     let kernels = sequence.programs.iter().map(build).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     Ok((plan, kernels))

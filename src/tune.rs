@@ -15,7 +15,6 @@ use ir::tensor::{Tensor, relative_error};
 use ir::tile::{Op, Program, Stmt, interp};
 use ir::types::DType;
 use ir::tile::sequence::Sequence;
-use passes::fuse::Options;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -79,7 +78,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let f = a.source.load()?;
     let dtype = DType::parse(&a.dtype).unwrap_or(DType::BF16);
     let given = dims_of(&[&f], &a.dim)?;
-    let sequence = machine::sequence(&f, &Options::stored(&given, dtype))?;
+    let sequence = machine::sequence(&f, &machine::gpu(&given, dtype))?;
     let device = Device::find(a.target.as_deref())?;
     let assembler = Assembler::find();
     let sizes = small(&f, &sequence, &given);

@@ -25,12 +25,7 @@ const ZERO: f64 = 1e-6;
 const TARGETS: [&str; 3] = ["sm_90a", "sm_80", "sm_100a"];
 
 /// What has no GPU form: the beginning of a case's name, and a part of what is said.
-const REFUSED: [(&str, &str); 2] = [
-    // Every instance would compute a factor of two matrices that has no rows of its own; it has to become a kernel of its own.
-    ("time_embed_wan vjp", "fits no form"),
-    // The gradient of a dense bias over a batch of one: one row of scores an instance, a sum whose left operand is computed.
-    ("attn_24 vjp f32", "fits no form"),
-];
+const REFUSED: [(&str, &str); 0] = [];
 
 /// Where rounding an operand of a product loses more than the bound, because what is left behind it cancels: a gradient through a softmax over a single
 /// element is a difference of two equal sums. There the bound is what the tile interpreter loses on the same block programs, half as much again.

@@ -49,6 +49,14 @@ fn refused(p: &Program, why: &str) -> Error {
     Error::Gpu(format!("{}: {why}", p.name))
 }
 
+/// Whether a block program has a form on GPUs, whatever the schedule; else what has none.
+///
+/// # Errors
+/// That, in words.
+pub fn fits(p: &Program) -> Result<(), String> {
+    plan::roles(p).map(drop).map_err(|e| e.to_string())
+}
+
 /// Compiles a block program for a GPU.
 ///
 /// # Errors

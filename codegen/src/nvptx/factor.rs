@@ -5,19 +5,89 @@ use ir::prim::Elementwise;
 use ir::tile::{AxisId, Op, Program, Stmt, ValueId, ValueInfo};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// `p` with factors that have no summed axis outside of the sums: Σₖ (f·a)·b = f·Σₖ a·b. Then both operands may be in memory.
+pub(super) fn outside(p: &Program) -> Program {
+    let mut p = p.clone();
+    let mut body = std::mem::take(&mut p.body);
+    take_out(&mut body, &mut p.values, &mut BTreeMap::new());
+    unread(&mut body);
+    p.body = body;
+    p
+}
+
+fn take_out(body: &mut Vec<Stmt>, values: &mut Vec<ValueInfo>, made: &mut BTreeMap<ValueId, Op>) {
+    let mut out = vec![];
+    for s in body.drain(..) {
+        match s {
+            Stmt::For(mut l) => {
+                take_out(&mut l.body, values, made);
+                out.push(Stmt::For(l));
+            }
+            Stmt::Let(v, Op::Dot { init, terms, sum }) if init.is_empty() && terms.len() == 1 => {
+                let mut sides = [terms[0].0, terms[0].1];
+                let mut factors: Vec<(Elementwise, ValueId)> = vec![];
+                for x in &mut sides {
+                    while let Some(Op::Map(op @ (Elementwise::Mul | Elementwise::Div), args)) = made.get(x) {
+                        let summed = |v: &ValueId| sum.iter().all(|a| values[v.index()].axes.contains(a));
+                        let free = |v: &ValueId| !sum.iter().any(|a| values[v.index()].axes.contains(a));
+                        let (rest, f) = match args.as_slice() {
+                            [x, f] if summed(x) && free(f) => (*x, *f),
+                            [f, x] if summed(x) && free(f) && *op == Elementwise::Mul => (*x, *f),
+                            _ => break,
+                        };
+                        factors.push((*op, f));
+                        *x = rest;
+                    }
+                }
+                // The axes of a factor are the dot's, if they are its other operand's or its own.
+                let all: BTreeSet<AxisId> = sides.iter().flat_map(|x| values[x.index()].axes.clone()).filter(|a| !sum.contains(a)).collect();
+                let own: BTreeSet<AxisId> = values[v.index()].axes.iter().copied().collect();
+                if factors.is_empty() || all != own || factors.iter().any(|(_, f)| !values[f.index()].axes.iter().all(|a| own.contains(a))) {
+                    out.push(Stmt::Let(v, Op::Dot { init, terms, sum }));
+                    continue;
+                }
+                let mut fresh = || {
+                    values.push(ValueInfo { name: None, ..values[v.index()].clone() });
+                    ValueId(values.len() as u32 - 1)
+                };
+                let mut x = fresh();
+                out.push(Stmt::Let(x, Op::Dot { init, terms: vec![(sides[0], sides[1])], sum }));
+                for (i, (op, f)) in factors.iter().enumerate() {
+                    let y = if i + 1 == factors.len() { v } else { fresh() };
+                    out.push(Stmt::Let(y, Op::Map(*op, vec![x, *f])));
+                    x = y;
+                }
+            }
+            Stmt::Let(v, op) => {
+                if let Op::Map(..) = &op {
+                    made.insert(v, op.clone());
+                }
+                out.push(Stmt::Let(v, op));
+            }
+            s => out.push(s),
+        }
+    }
+    *body = out;
+}
+
+/// Leaves out what nothing reads.
+fn unread(body: &mut Vec<Stmt>) {
+    loop {
+        let mut read = BTreeSet::new();
+        reads(body, &mut read);
+        if !sweep(body, &read) {
+            break;
+        }
+    }
+}
+
 /// `p` with the factors of loads that lack the row axis moved to the other operand.
 pub(super) fn moved(p: &Program, rows: AxisId) -> Program {
     let mut p = p.clone();
     let mut made: BTreeMap<ValueId, Op> = BTreeMap::new();
     let mut body = std::mem::take(&mut p.body);
     rewrite(&mut body, &mut p.values, &mut made, rows);
-    loop {
-        let mut read = BTreeSet::new();
-        reads(&body, &mut read);
-        if !sweep(&mut body, &read) {
-            break;
-        }
-    }
+    unread(&mut body);
     p.body = body;
     p
 }

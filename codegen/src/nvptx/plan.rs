@@ -5,7 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
-use super::factor::moved;
+use super::factor::{moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -295,6 +295,9 @@ pub(super) fn roles(p: &Program) -> Result<Roles, Error> {
             Ok(r) => return Ok(r),
             Err(e) => _ = first.get_or_insert(e),
         }
+        if let Ok(r) = roles_of(&outside(&form)) {
+            return Ok(r);
+        }
         match axes::written_out(&form) {
             Some(p) => form = p,
             None => return first.map_or_else(|| roles_of(p), Err),
@@ -355,11 +358,15 @@ impl Plan {
     /// # Errors
     /// What has no form on a GPU, and which limit of the target the schedule exceeds.
     pub fn new(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
+        Plan::of(&roles(p)?, target, schedule)
+    }
+    /// The same where the roles of axes are decided: they do not depend on the schedule.
+    pub(super) fn of((p, rows, dots): &Roles, target: &GpuTarget, schedule: &Schedule) -> Result<Plan, Error> {
         if p.compute != DType::F32 {
             return Err(refused(p, &format!("GPUs compute in f32 here, not in {}", p.compute)));
         }
-        let (p, rows, dots) = roles(p)?;
-        let p = retile(&p, rows, schedule);
+        let (rows, dots) = (*rows, dots.clone());
+        let p = retile(p, rows, schedule);
         let tensor = p.operands != DType::F32 && dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
         let bad = |m: String| Err(refused(&p, &m));
         if p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.stores() && !l.within.is_empty())) {

@@ -1,7 +1,7 @@
 //! Schedules: what a kernel may choose, and the choice without measurements.
 
 use super::layout::Fragment;
-use super::plan::{Dot, Plan, Step, roles};
+use super::plan::{Dot, Plan, Roles, Step, roles};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::Bindings;
@@ -58,8 +58,9 @@ pub fn schedules(p: &Program, target: &GpuTarget) -> Result<Vec<(Schedule, f64)>
     let mut why = None;
     // (too many registers by, cost)
     let mut found: Vec<(usize, f64, Schedule)> = vec![];
-    for s in candidates(p)? {
-        match Plan::new(p, target, &s) {
+    let roles = roles(p)?;
+    for s in candidates(&roles) {
+        match Plan::of(&roles, target, &s) {
             Ok(plan) => {
                 let need = registers(&plan);
                 let most = target.registers_per_thread.min(target.registers_per_sm / plan.fragment.threads());
@@ -113,11 +114,12 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
 /// # Errors
 /// The program has no form on GPUs.
 pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Vec<(Schedule, f64)>, Error> {
-    let (_, rows, dots) = roles(p)?;
+    let roles = roles(p)?;
+    let (_, rows, dots) = &roles;
     if target.name != "sm_90a" || p.operands == DType::F32 || !dots.values().any(|d| matches!(d, Dot::Matrix { .. })) {
         return Ok(vec![]);
     }
-    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
+    let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != *rows);
     let mut found: Vec<(Schedule, f64)> = vec![];
     // Two warpgroups side by side share rows, where the accumulators of one would be too many.
     for (groups, across) in [(2, 1), (3, 1), (1, 1), (2, 2)] {
@@ -128,11 +130,11 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         continue;
                     }
                     let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
-                    let plan = match Plan::new(p, target, &s) {
+                    let plan = match Plan::of(&roles, target, &s) {
                         Ok(plan) => plan,
                         Err(_) => {
                             s.aligned = true;
-                            match Plan::new(p, target, &s) {
+                            match Plan::of(&roles, target, &s) {
                                 Ok(plan) if plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0)) => plan,
                                 _ => continue,
                             }
@@ -148,7 +150,7 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                     } else {
                         // Two accumulators, whose scores are read again for the second: elsewhere the estimate is too low (seen).
                         s.rounded = p.operands == DType::BF16 && across == 1;
-                        match Plan::new(p, target, &s) {
+                        match Plan::of(&roles, target, &s) {
                             Ok(plan) if s.rounded && accumulators(&plan) == 2 && !loads_in_loop(&plan) && registers(&plan) <= most => plan,
                             _ => continue,
                         }
@@ -310,9 +312,8 @@ fn cost(plan: &Plan, target: &GpuTarget, registers: usize) -> f64 {
 }
 
 /// Schedules, the best first.
-fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
-    let (p, rows, dots) = roles(p)?;
-    let p = &p;
+fn candidates((p, rows, dots): &Roles) -> Vec<Schedule> {
+    let rows = *rows;
     let matrix = dots.values().any(|d| matches!(d, Dot::Matrix { .. }));
     let tensor = matrix && p.operands != DType::F32;
     let two_blocks = p.axes.iter().enumerate().any(|(i, a)| matches!(a.role, Role::Block(_)) && Some(AxisId(i as u32)) != rows);
@@ -326,7 +327,7 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
                 out.push(Schedule::tensor(r, c, k, w, stages));
             }
         }
-        return Ok(out);
+        return out;
     }
     if tensor {
         // Pairs of warps share rows where the accumulators of one would be too many.
@@ -337,7 +338,7 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
                 }
             }
         }
-        return Ok(out);
+        return out;
     }
     if matrix {
         // Fused multiply-adds: eight lanes to a row.
@@ -353,7 +354,7 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
                 out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
             }
         }
-        return Ok(out);
+        return out;
     }
     // Rows in warps: 16 bytes a lane where that is not more than the row has.
     let widest = p.buffers.iter().map(|b| b.dtype.bytes()).min().unwrap_or(4).max(2);
@@ -382,7 +383,7 @@ fn candidates(p: &Program) -> Result<Vec<Schedule>, Error> {
     out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
     let fragment = Fragment { vector: 1, ..fragment };
     out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false });
-    Ok(out)
+    out
 }
 
 /// Values with columns that a loop carries.

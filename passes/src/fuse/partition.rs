@@ -46,12 +46,14 @@ pub struct Options {
     pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
+    /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
+    pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, fits: None }
     }
 }
 
@@ -393,7 +395,18 @@ impl Partition<'_> {
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        Ok(Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats })
+        let k = Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats };
+        if let Some(Err(why)) = self.options.fits.and_then(|fits| lower::lower(self, &k, 0).ok().map(|p| fits(&p))) {
+            if several(targets) {
+                return Err(Why::Split(format!("the machine has no form for them together: {why}")));
+            }
+            // A sum that every instance would make again is one to store. The last first: it may be all that is needed of those before it.
+            let again = |r: &usize| k.parallel.is_empty() || k.parallel.iter().any(|a| !f.ty(f.eqns[*r].out).has(&a.name));
+            if let Some(r) = inner.iter().copied().rev().find(again) {
+                return Err(self.cut(&closure, &below, r, format!("the machine has no form for the whole: {why}")));
+            }
+        }
+        Ok(k)
     }
     /// Whether what is read with most axes steps over memory along x, but not along an axis that instances share out.
     fn strided(&self, closure: &[usize], is_x: &dyn Fn(&Name) -> bool, parallel: &BTreeSet<Name>) -> bool {
