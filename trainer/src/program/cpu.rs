@@ -4,7 +4,6 @@ use super::{Options, kernels};
 use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tensor::Tensor;
-use ir::types::DType;
 use passes::fuse;
 use runtime::cache::Cache;
 use runtime::cpu::{Execution, Kernel, Pool};
@@ -27,20 +26,6 @@ impl Cpu {
     }
     pub fn plan(&self) -> &Plan {
         self.execution.plan()
-    }
-    pub fn launches(&self) -> usize {
-        self.plan().launches.len()
-    }
-    pub fn kernels(&self) -> usize {
-        self.plan().kernels.len()
-    }
-    pub fn peak_bytes(&self) -> usize {
-        self.plan().peak_bytes()
-    }
-    /// The type in which a parameter is read.
-    pub fn stored(&self, name: &str) -> Option<DType> {
-        let p = self.plan();
-        p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
     }
     pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         self.execution.run(&self.pool, inputs).map_err(|e| e.to_string())
