@@ -1,16 +1,16 @@
 //! A thread for each element: what any block program can be, and what a kernel becomes that has no form over fragments.
 //!
 //! A thread has one position of every parallel axis, loops step through the streamed axis one by one, and a reduction is a loop around the expression that it reduces, whose parts are
-//! computed where they are needed. Nothing is shared between threads, and tiles are not seen: slow where much is reused, exact in the program's own type, f64 included.
+//! computed where they are needed. What a loop carries along axes that no one sums is spread over threads, too; what it carries along others is in the thread's own memory. Nothing is
+//! shared between threads, and tiles are not seen: slow where much is reused, exact in the program's own type, f64 included.
 
-use super::refused;
 use crate::Error;
 use crate::scalar;
 use crate::text::{Int, Text, Ty};
 use ir::artifact::{GpuSignature, GridAxis};
 use ir::dim::{Dim, Name};
 use ir::prim::Elementwise;
-use ir::tile::{AxisId, Constraint, LOWEST, Op, Program, ReduceKind, Role, Stmt, ValueId, View};
+use ir::tile::{AxisId, Carry, Constraint, LOWEST, Op, Program, ReduceKind, Role, Stmt, ValueId, View};
 use ir::types::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,15 +21,16 @@ const L: Ty = Ty { elem: "i64", lanes: None };
 /// MLIR text of the kernel's body, and how to launch it.
 ///
 /// # Errors
-/// A loop that carries more than one element a thread.
+/// A bug of ours: a size or a value that is not the program's.
 pub(super) fn lower(p: &Program, symbol: &str) -> Result<(String, GpuSignature), Error> {
-    let parallel: Vec<usize> = (0..p.axes.len()).filter(|a| matches!(p.axes[*a].role, Role::Grid | Role::Block(_))).collect();
+    let spread = spread(p);
+    let parallel: Vec<usize> = (0..p.axes.len()).filter(|a| matches!(p.axes[*a].role, Role::Grid | Role::Block(_)) || spread.contains(&AxisId(*a as u32))).collect();
     // Threads lie along what lies side by side in memory where that is known, else along the last axis with tiles.
-    let tiled = |a: &&usize| matches!(p.axes[**a].role, Role::Block(_));
+    let tiled = |a: &&usize| !matches!(p.axes[**a].role, Role::Grid);
     let lanes = p.lanes.map(AxisId::index).filter(|a| tiled(&a)).or_else(|| parallel.iter().rev().find(tiled).or(parallel.last()).copied());
     let grid: Vec<GridAxis> = parallel.iter().map(|a| GridAxis { size: p.axes[*a].size.clone(), tile: if Some(*a) == lanes { THREADS } else { 1 }, panels: false }).collect();
     let threads = if lanes.is_some() { THREADS } else { 1 };
-    let mut e = Each { p, t: Text::new(), dims: p.dims(), position: vec![None; p.axes.len()], known: vec![Scope::default()], made: BTreeMap::new() };
+    let mut e = Each { p, t: Text::new(), dims: p.dims(), position: vec![None; p.axes.len()], known: vec![Scope::default()], made: BTreeMap::new(), arrays: BTreeMap::new() };
     e.collect(&p.body);
     let block = e.t.op("nvvm.read.ptx.sreg.ctaid.x : i32");
     let mut rest = Int::V(e.t.op(format_args!("arith.extui {block} : i32 to i64")));
@@ -79,6 +80,35 @@ struct Each<'p> {
     known: Vec<Scope>,
     /// What makes each value, but for carried ones.
     made: BTreeMap<ValueId, &'p Op>,
+    /// Carried values that are in the thread's own memory.
+    arrays: BTreeMap<ValueId, Array>,
+}
+
+/// Memory of a thread: its address, and the axes that it has, the last one fastest.
+#[derive(Clone)]
+struct Array {
+    address: String,
+    axes: Vec<AxisId>,
+}
+
+/// Axes that stand in tiles whole, that loops carry, that nothing sums and every store has.
+fn spread(p: &Program) -> BTreeSet<AxisId> {
+    fn walk(p: &Program, body: &[Stmt], carried: &mut BTreeSet<AxisId>, not: &mut BTreeSet<AxisId>) {
+        for s in body {
+            match s {
+                Stmt::Let(_, Op::Reduce(_, _, sum) | Op::Dot { sum, .. }) => not.extend(sum),
+                Stmt::Let(..) => {}
+                Stmt::Store(_, v) => not.extend((0..p.axes.len() as u32).map(AxisId).filter(|a| !p.value(*v).axes.contains(a))),
+                Stmt::For(l) => {
+                    carried.extend(l.carries.iter().flat_map(|c| &p.value(c.inside).axes));
+                    walk(p, &l.body, carried, not);
+                }
+            }
+        }
+    }
+    let (mut carried, mut not) = (BTreeSet::new(), BTreeSet::new());
+    walk(p, &p.body, &mut carried, &mut not);
+    carried.into_iter().filter(|a| matches!(p.axis(*a).role, Role::Full(_)) && !not.contains(a)).collect()
 }
 
 fn float(d: DType) -> bool {
@@ -95,8 +125,10 @@ impl<'p> Each<'p> {
             }
         }
     }
+    /// The type of a value in registers: floats are in the type that the program computes in, rounded where they are declared narrower.
     fn dtype(&self, v: ValueId) -> DType {
-        self.p.value(v).dtype
+        let d = self.p.value(v).dtype;
+        if d.is_float() { self.p.compute } else { d }
     }
     fn body(&mut self, body: &'p [Stmt]) -> Result<(), Error> {
         for s in body {
@@ -116,23 +148,78 @@ impl<'p> Each<'p> {
                     })?;
                 }
                 Stmt::For(l) => {
-                    let wide = l.carries.iter().find(|c| !self.p.value(c.inside).axes.iter().all(|a| self.position[a.index()].is_some()));
-                    if let Some(c) = wide {
-                        let name = self.p.value(c.inside).name.as_deref().unwrap_or("a value");
-                        return Err(refused(self.p, &format!("a thread for each element carries one element of `{name}`, which has more")));
+                    let (one, many): (Vec<&Carry>, Vec<&Carry>) = l.carries.iter().partition(|c| self.p.value(c.inside).axes.iter().all(|a| self.position[a.index()].is_some()));
+                    let start: Vec<(String, DType)> = one.iter().map(|c| Ok((self.value(c.init)?, self.dtype(c.inside)))).collect::<Result<_, Error>>()?;
+                    // Of each two: what was carried here, and what will be.
+                    let mut arrays: Vec<[Array; 2]> = vec![];
+                    for c in &many {
+                        let of = [self.array(c.inside), self.array(c.inside)];
+                        self.fill(&of[0], c.init)?;
+                        self.arrays.insert(c.inside, of[0].clone());
+                        self.arrays.insert(c.after, of[0].clone());
+                        arrays.push(of);
                     }
-                    let start: Vec<(String, DType)> = l.carries.iter().map(|c| Ok((self.value(c.init)?, self.dtype(c.inside)))).collect::<Result<_, Error>>()?;
                     let after = self.over(&[l.axis], &start, &mut |e, inside| {
                         let top = e.top();
-                        top.values.extend(l.carries.iter().map(|c| c.inside).zip(inside.iter().cloned()));
+                        top.values.extend(one.iter().map(|c| c.inside).zip(inside.iter().cloned()));
                         e.body(&l.body)?;
-                        l.carries.iter().map(|c| e.value(c.next)).collect()
+                        let next = one.iter().map(|c| e.value(c.next)).collect::<Result<Vec<_>, _>>()?;
+                        for (c, [_, to]) in many.iter().zip(&arrays) {
+                            e.fill(to, c.next)?;
+                        }
+                        for (c, [to, from]) in many.iter().zip(&arrays) {
+                            e.over(&from.axes.clone(), &[], &mut |e, _| {
+                                let x = e.element(from, e.dtype(c.inside))?;
+                                e.put(to, &x, e.dtype(c.inside))?;
+                                Ok(vec![])
+                            })?;
+                        }
+                        Ok(next)
                     })?;
                     let top = self.top();
-                    top.values.extend(l.carries.iter().map(|c| c.after).zip(after));
+                    top.values.extend(one.iter().map(|c| c.after).zip(after));
                 }
             }
         }
+        Ok(())
+    }
+    /// Memory for a value's elements along the axes that have no position here.
+    fn array(&mut self, v: ValueId) -> Array {
+        let axes: Vec<AxisId> = self.p.value(v).axes.iter().copied().filter(|a| self.position[a.index()].is_none()).collect();
+        let n: usize = axes.iter().map(|a| self.p.axis(*a).extent()).product();
+        let n = self.t.integer(L, n as i64);
+        // What is spelled alike is shared: each has a number in a remark.
+        let own = self.t.fresh();
+        let address = self.t.entry(format!("llvm.alloca {n} x {} {{alignment = 8 : i64}} : (i64) -> !llvm.ptr // {own}", Ty::of(self.dtype(v), None)));
+        Array { address, axes }
+    }
+    fn fill(&mut self, to: &Array, from: ValueId) -> Result<(), Error> {
+        self.over(&to.axes.clone(), &[], &mut |e, _| {
+            let x = e.value(from)?;
+            e.put(to, &x, e.dtype(from))?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+    /// The address of an array's element at the present positions.
+    fn place(&mut self, of: &Array, d: DType) -> Result<String, Error> {
+        let mut at = Int::K(0);
+        for a in &of.axes {
+            let n = self.p.axis(*a).extent();
+            at = self.t.mul(&at, &Int::from(n));
+            let i = self.at(*a)?;
+            at = self.t.add(&at, &i);
+        }
+        let at = self.t.name(&at);
+        Ok(self.t.op(format_args!("llvm.getelementptr {}[{at}] : (!llvm.ptr, i64) -> !llvm.ptr, {}", of.address, Ty::of(d, None))))
+    }
+    fn element(&mut self, of: &Array, d: DType) -> Result<String, Error> {
+        let p = self.place(of, d)?;
+        Ok(self.t.op(format_args!("llvm.load {p} : !llvm.ptr -> {}", Ty::of(d, None))))
+    }
+    fn put(&mut self, to: &Array, x: &str, d: DType) -> Result<(), Error> {
+        let p = self.place(to, d)?;
+        self.t.line(format_args!("llvm.store {x}, {p} : {}, !llvm.ptr", Ty::of(d, None)));
         Ok(())
     }
     fn top(&mut self) -> &mut Scope {
@@ -181,6 +268,11 @@ impl<'p> Each<'p> {
                 break;
             }
         }
+        if let Some(a) = self.arrays.get(&v).cloned() {
+            let x = self.element(&a, self.dtype(v))?;
+            self.top().values.insert(v, x.clone());
+            return Ok(x);
+        }
         let Some(op) = self.made.get(&v).copied() else {
             return Err(Error::Internal(format!("{}: a carried value is read outside of its loop", self.p.name)));
         };
@@ -205,7 +297,12 @@ impl<'p> Each<'p> {
             Op::Map(f, args) => {
                 let from: Vec<DType> = args.iter().map(|a| self.dtype(*a)).collect();
                 let args = args.iter().map(|a| self.value(*a)).collect::<Result<Vec<_>, _>>()?;
-                scalar::emit(&mut self.t, *f, None, &from, &args)?
+                let x = scalar::emit(&mut self.t, *f, None, &from, &args)?;
+                // Rounded, and in the type of the program's registers again.
+                match f {
+                    Elementwise::Convert(to) if to.is_float() && d.is_float() && (*to == DType::F64) != (d == DType::F64) => scalar::convert(&mut self.t, None, *to, d, &x),
+                    _ => x,
+                }
             }
             Op::Reduce(kind, x, over) => {
                 let over = self.free(over);
