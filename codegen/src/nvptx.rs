@@ -82,7 +82,7 @@ pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts:
 /// # Errors
 /// Those of [`default_schedule`] and [`compile`].
 pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<Compiled, Error> {
-    match default_schedule(p, target) {
+    match no_double(p).and_then(|()| default_schedule(p, target)) {
         Ok(s) => compile_with(p, target, &s, texts),
         Err(why) => compile_each(p, target, texts, why),
     }
@@ -101,7 +101,7 @@ pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result
 /// # Errors
 /// Those of [`compile_default`].
 pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool) -> Result<Compiled, Error> {
-    match default_schedule_at(p, target, dims) {
+    match no_double(p).and_then(|()| default_schedule_at(p, target, dims)) {
         Ok(s) => compile_with(p, target, &s, texts),
         Err(why) => compile_each(p, target, texts, why),
     }
@@ -118,6 +118,14 @@ fn compile_each(p: &Program, target: &GpuTarget, texts: bool, why: Error) -> Res
     let mlir = module(&signature, &body, "");
     let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
     Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
+}
+
+/// Fragments hold f32.
+fn no_double(p: &Program) -> Result<(), Error> {
+    match p.buffers.iter().find(|b| b.dtype == ir::types::DType::F64) {
+        Some(b) => Err(refused(p, &format!("`{}` is f64", b.name))),
+        None => Ok(()),
+    }
 }
 
 /// The entry point's name.
