@@ -91,6 +91,11 @@ struct Array {
     axes: Vec<AxisId>,
 }
 
+/// Axes of a store: those of the value, and those along which the view repeats it.
+fn stored(p: &Program, view: &View, v: ValueId) -> BTreeSet<AxisId> {
+    p.value(v).axes.iter().copied().chain(view.strides.iter().map(|(a, _)| *a)).collect()
+}
+
 /// Axes that stand in tiles whole, that loops carry, that nothing sums and every store has.
 fn spread(p: &Program) -> BTreeSet<AxisId> {
     fn walk(p: &Program, body: &[Stmt], carried: &mut BTreeSet<AxisId>, not: &mut BTreeSet<AxisId>) {
@@ -98,7 +103,10 @@ fn spread(p: &Program) -> BTreeSet<AxisId> {
             match s {
                 Stmt::Let(_, Op::Reduce(_, _, sum) | Op::Dot { sum, .. }) => not.extend(sum),
                 Stmt::Let(..) => {}
-                Stmt::Store(_, v) => not.extend((0..p.axes.len() as u32).map(AxisId).filter(|a| !p.value(*v).axes.contains(a))),
+                Stmt::Store(view, v) => {
+                    let has = stored(p, view, *v);
+                    not.extend((0..p.axes.len() as u32).map(AxisId).filter(|a| !has.contains(a)));
+                }
                 Stmt::For(l) => {
                     carried.extend(l.carries.iter().flat_map(|c| &p.value(c.inside).axes));
                     walk(p, &l.body, carried, not);
@@ -140,7 +148,7 @@ impl<'p> Each<'p> {
                     }
                 }
                 Stmt::Store(view, v) => {
-                    let free: Vec<AxisId> = self.p.value(*v).axes.iter().copied().filter(|a| self.position[a.index()].is_none()).collect();
+                    let free: Vec<AxisId> = stored(self.p, view, *v).into_iter().filter(|a| self.position[a.index()].is_none()).collect();
                     self.over(&free, &[], &mut |e, _| {
                         let x = e.value(*v)?;
                         e.store(view, &x, e.dtype(*v))?;
