@@ -22,6 +22,9 @@ pub struct Args {
     /// Judge the student alone
     #[arg(long)]
     no_teacher: bool,
+    /// The machine, instead of the configuration's
+    #[arg(long, value_parser = trainer::program::On::NAMES)]
+    on: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -29,7 +32,7 @@ pub struct Args {
 
 /// Evaluates.
 pub fn run(a: &Args) -> Result<(), String> {
-    let mut config = configuration(&a.config, &a.folder, None)?;
+    let mut config = configuration(&a.config, &a.folder, None, &a.on)?;
     config.evaluation.teacher &= !a.no_teacher;
     let purpose = purpose(&config);
     let setup = Setup::new(config, purpose)?;

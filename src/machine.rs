@@ -173,12 +173,7 @@ pub fn cuda_with(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType,
 pub fn cuda_target() -> Result<(String, codegen::GpuTarget), String> {
     let found = runtime::cuda::devices()?;
     let device = found.devices.first().ok_or("cuda: no device")?;
-    let target = match device.compute {
-        (9, 0) => "sm_90a",
-        (10, 0) => "sm_100a",
-        (major, _) if major >= 8 => "sm_80",
-        other => return Err(format!("cuda: compute capability {other:?} of {} is below 8.0", device.name)),
-    };
+    let target = runtime::cuda::architecture()?;
     Ok((device.name.clone(), codegen::GpuTarget::named(target).map_err(|e| e.to_string())?))
 }
 

@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE.safetensors")]
     outputs: Option<PathBuf>,
     /// The machine
-    #[arg(long, default_value = "cpu", value_parser = ["reference", "cpu"])]
+    #[arg(long, default_value = "cpu", value_parser = On::NAMES)]
     on: String,
     /// What it computes in (docs/networks.md has the table); without it f32 on the CPU, f64 on the reference
     #[arg(long, value_parser = ["f64", "f32", "bf16"])]
@@ -81,10 +81,10 @@ pub fn run(a: &Args) -> Result<(), String> {
     let (fields, fps) = arguments::read(tensors(path)?, a.fps).map_err(|e| format!("{file}: {e}"))?;
 
     let variant = arguments::variant(&config, &fields, fps, a.qk_eps).map_err(|e| format!("{file}: {e}"))?;
-    let on = if a.on == "cpu" { On::Cpu } else { On::Reference };
+    let on = On::named(&a.on).ok_or_else(|| format!("--on: no machine `{}`", a.on))?;
     let dtype = match &a.dtype {
         Some(d) => DType::parse(d).ok_or_else(|| format!("--dtype: no type `{d}`"))?,
-        None if on == On::Cpu => DType::F32,
+        None if on != On::Reference => DType::F32,
         None => DType::F64,
     };
     let n = Network::build(&config, &variant, Precision::of(dtype)?).map_err(|e| e.to_string())?;

@@ -37,6 +37,9 @@ pub struct Args {
     /// Folder for samples-N.png and samples-N.safetensors
     #[arg(short, long, value_name = "DIR", default_value = "samples")]
     output: PathBuf,
+    /// The machine, instead of the configuration's
+    #[arg(long, value_parser = trainer::program::On::NAMES)]
+    on: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,7 +47,7 @@ pub struct Args {
 
 /// Samples.
 pub fn run(a: &Args) -> Result<(), String> {
-    let config = configuration(&a.config, &a.folder, None)?;
+    let config = configuration(&a.config, &a.folder, None, &a.on)?;
     let purpose = purpose(&config);
     let setup = Setup::new(config, purpose)?;
     let which = setup.feed.in_turn(a.count as usize);

@@ -31,6 +31,9 @@ pub struct Args {
     /// Print a commented configuration, and do nothing else
     #[arg(long)]
     print_config: bool,
+    /// The machine, instead of the configuration's
+    #[arg(long, value_parser = trainer::program::On::NAMES)]
+    on: Option<String>,
     /// Print JSON, when done
     #[arg(long)]
     json: bool,
@@ -61,10 +64,13 @@ pub fn distill(a: &Args) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn configuration(path: &Path, folder: &Option<String>, seed: Option<u64>) -> Result<Config, String> {
+pub fn configuration(path: &Path, folder: &Option<String>, seed: Option<u64>, on: &Option<String>) -> Result<Config, String> {
     let mut c = Config::load(path)?;
     if let Some(f) = folder {
         c.run.folder.clone_from(f);
+    }
+    if let Some(on) = on {
+        c.run.on.clone_from(on);
     }
     c.run.seed = seed.unwrap_or(c.run.seed);
     Ok(c)
@@ -72,7 +78,7 @@ pub fn configuration(path: &Path, folder: &Option<String>, seed: Option<u64>) ->
 
 fn run(a: &Args, purpose: Purpose) -> Result<(), String> {
     let path = a.config.as_ref().ok_or("no configuration")?;
-    let mut config = configuration(path, &a.folder, a.seed)?;
+    let mut config = configuration(path, &a.folder, a.seed, &a.on)?;
     if let Some(s) = &a.start {
         // The configuration's paths are relative to its file, the command line's to where it is started.
         config.network.start = std::path::absolute(s).map_err(|e| format!("{s}: {e}"))?.display().to_string();

@@ -8,6 +8,7 @@
 mod axes;
 mod copy;
 mod dot;
+mod each;
 mod emit;
 mod factor;
 pub mod layout;
@@ -82,7 +83,10 @@ pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts:
 /// # Errors
 /// Those of [`default_schedule`] and [`compile`].
 pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<Compiled, Error> {
-    compile_with(p, target, &default_schedule(p, target)?, texts)
+    match no_double(p).and_then(|()| default_schedule(p, target)) {
+        Ok(s) => compile_with(p, target, &s, texts),
+        Err(why) => compile_each(p, target, texts, why),
+    }
 }
 
 /// An estimate of the registers of a thread, by what is alive at once in the plan: the model that [`default_schedule`] chooses by.
@@ -98,7 +102,54 @@ pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result
 /// # Errors
 /// Those of [`compile_default`].
 pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool) -> Result<Compiled, Error> {
-    compile_with(p, target, &default_schedule_at(p, target, dims)?, texts)
+    match no_double(p).and_then(|()| default_schedule_at(p, target, dims)) {
+        Ok(s) => compile_with(p, target, &s, texts),
+        Err(why) => compile_each(p, target, texts, why),
+    }
+}
+
+/// As a thread for each element: what has no form over fragments, as `why` says.
+fn compile_each(p: &Program, target: &GpuTarget, texts: bool, why: Error) -> Result<Compiled, Error> {
+    verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let symbol = symbol(p);
+    let (body, signature) = each::lower(p, &symbol).map_err(|e| match e {
+        Error::Gpu(also) => Error::Gpu(format!("{why}; {also}")),
+        bug => bug,
+    })?;
+    let mlir = module(&signature, &body, "");
+    let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
+    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
+}
+
+/// Fragments hold f32.
+fn no_double(p: &Program) -> Result<(), Error> {
+    match p.buffers.iter().find(|b| b.dtype == ir::types::DType::F64) {
+        Some(b) => Err(refused(p, &format!("`{}` is f64", b.name))),
+        None => Ok(()),
+    }
+}
+
+/// The entry point's name.
+fn symbol(p: &Program) -> String {
+    let name: String = p.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    format!("pf_{name}")
+}
+
+/// The module with a kernel's body.
+fn module(signature: &GpuSignature, body: &str, attributes: &str) -> String {
+    let buffer = |(i, b): (usize, &Buffer)| {
+        let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
+        format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
+    };
+    let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
+    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
+    format!(
+        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
+         llvm.func @{}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>{attributes}}} {{\n{body}llvm.return\n}}\n}}\n",
+        signature.symbol,
+        args.join(", "),
+        signature.block,
+    )
 }
 
 /// MLIR text (dialects `llvm`, `nvvm`, `scf`, `arith`), and how to launch it.
@@ -107,10 +158,8 @@ pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool)
 /// Those of [`compile`] but for MLIR and LLVM.
 pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(String, GpuSignature), Error> {
     let plan = Plan::new(p, target, schedule)?;
-    let symbol: String = p.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
-    let symbol = format!("pf_{symbol}");
     let signature = GpuSignature {
-        symbol: symbol.clone(),
+        symbol: symbol(p),
         buffers: plan.p.buffers.clone(),
         dims: plan.p.dims(),
         grid: Signature::grid_of(&plan.p),
@@ -129,19 +178,7 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         slow.kernel()?;
         choose(&plan, &assumed, fast.t.finish(), slow.t.finish())?
     };
-    let buffer = |(i, b): (usize, &Buffer)| {
-        let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
-        format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
-    };
-    let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
-    let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
-    let mlir = format!(
-        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
-         llvm.func @{symbol}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>, nvvm.minctasm = {} : i32}} {{\n{body}llvm.return\n}}\n}}\n",
-        args.join(", "),
-        signature.block,
-        schedule.blocks,
-    );
+    let mlir = module(&signature, &body, &format!(", nvvm.minctasm = {} : i32", schedule.blocks));
     Ok((mlir, signature))
 }
 

@@ -4,7 +4,7 @@
 mod execution;
 mod stream;
 
-pub use execution::Execution;
+pub use execution::{Execution, Shared};
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
@@ -59,6 +59,21 @@ pub fn devices() -> Result<Found, String> {
     let count = result::device::get_count().map_err(failed)?;
     let devices = (0..count).map(device).collect::<Result<_, _>>().map_err(failed)?;
     Ok(Found { version: (version / 1000, version % 1000 / 10), devices })
+}
+
+/// The architecture to compile for, as `ptxas` names it: that of the first device.
+///
+/// # Errors
+/// No device, or one that is too old.
+pub fn architecture() -> Result<&'static str, String> {
+    let found = devices()?;
+    let device = found.devices.first().ok_or("cuda: no device")?;
+    match device.compute {
+        (9, 0) => Ok("sm_90a"),
+        (10, 0) => Ok("sm_100a"),
+        (major, _) if major >= 8 => Ok("sm_80"),
+        other => Err(format!("cuda: compute capability {other:?} of {} is below 8.0", device.name)),
+    }
 }
 
 fn device(ordinal: i32) -> Result<Device, result::DriverError> {

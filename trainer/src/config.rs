@@ -15,6 +15,8 @@ section! {
         folder: String = "runs/digits".into(), "not empty", |x| !x.is_empty();
         /// Seed of every random number of the training.
         seed: u64 = 0, "", |_x| true;
+        /// The machine: `cpu`, `cuda` (the first CUDA device), `sim` (the PTX machine in software, very slow), `reference` (the f64 evaluator, slower still).
+        on: String = "cpu".into(), "reference, cpu, sim or cuda", |x| crate::program::On::named(x).is_some();
         /// Threads; 0 is all. Results do not depend on it.
         threads: u64 = 0, "at most 1024", |x| *x <= 1024;
         /// Iterations between checkpoints.
@@ -380,7 +382,9 @@ impl Config {
     }
     /// That part on which a training's numbers depend: data, network, stages and the seed. Checkpoints carry its checksum.
     pub fn numbers(&self) -> String {
-        format!("seed {}\n{:?}\n{:?}\n{:?}", self.run.seed, self.data, self.network, self.stages)
+        // Machines round differently; the CPU goes without saying.
+        let on = if self.run.on == "cpu" { String::new() } else { format!("on {}\n", self.run.on) };
+        format!("{on}seed {}\n{:?}\n{:?}\n{:?}", self.run.seed, self.data, self.network, self.stages)
     }
     /// A commented configuration: every key with its meaning, bounds and default. It parses to the defaults, with the stages given.
     pub fn print(about: &str, stages: &[(&str, &[(&str, &str)])]) -> String {

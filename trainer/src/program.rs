@@ -6,6 +6,8 @@
 #[cfg(feature = "jit")]
 mod cpu;
 #[cfg(feature = "jit")]
+pub mod gpu;
+#[cfg(feature = "jit")]
 pub mod kernels;
 #[cfg(feature = "jit")]
 pub mod profile;
@@ -29,6 +31,20 @@ pub enum On {
     /// Compiled for this CPU.
     #[default]
     Cpu,
+    /// Compiled for a GPU, and run by the PTX machine in software: slow, and checked at every access.
+    Sim,
+    /// Compiled for the first CUDA device.
+    Cuda,
+}
+
+impl On {
+    /// Names, as configurations and the command line have them.
+    pub const NAMES: [&str; 4] = ["reference", "cpu", "sim", "cuda"];
+
+    /// The machine of a name.
+    pub fn named(name: &str) -> Option<On> {
+        [On::Reference, On::Cpu, On::Sim, On::Cuda].into_iter().zip(On::NAMES).find(|(_, n)| *n == name).map(|(on, _)| on)
+    }
 }
 
 /// How a program is compiled and run.
@@ -50,6 +66,17 @@ impl Default for Options {
     }
 }
 
+/// A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
+#[cfg(feature = "jit")]
+fn wide(f: &Function, fused: passes::fuse::Options, dtype: DType) -> passes::fuse::Options {
+    let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
+    if dtype.bytes() >= 4 || !f.params.iter().any(|p| float(p) == Some(dtype)) {
+        return fused;
+    }
+    let stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
+    passes::fuse::Options { stored, ..fused }
+}
+
 /// A parameter or a result, as callers see it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Field {
@@ -67,7 +94,9 @@ pub struct Program {
     dims: Bindings,
     params: Vec<Field>,
     results: Vec<Field>,
-    kept: BTreeMap<Name, Tensor>,
+    /// Each with a number that no other value has had: what a device has of it.
+    kept: BTreeMap<Name, (Tensor, u64)>,
+    versions: u64,
     machine: Machine,
 }
 
@@ -75,6 +104,8 @@ enum Machine {
     Reference(DType),
     #[cfg(feature = "jit")]
     Cpu(Box<cpu::Cpu>),
+    #[cfg(feature = "jit")]
+    Gpu(Box<gpu::Gpu>),
 }
 
 impl Program {
@@ -98,10 +129,12 @@ impl Program {
             On::Reference => Machine::Reference(options.dtype),
             #[cfg(feature = "jit")]
             On::Cpu => Machine::Cpu(Box::new(cpu::Cpu::new(&f, dims, options)?)),
+            #[cfg(feature = "jit")]
+            On::Sim | On::Cuda => Machine::Gpu(Box::new(gpu::Gpu::new(&f, dims, options)?)),
             #[cfg(not(feature = "jit"))]
-            On::Cpu => return Err("this build has no compiler (feature `jit`)".into()),
+            On::Cpu | On::Sim | On::Cuda => return Err("this build has no compiler (feature `jit`)".into()),
         };
-        Ok(Program { f, dims: dims.clone(), params, results, kept: BTreeMap::new(), machine })
+        Ok(Program { f, dims: dims.clone(), params, results, kept: BTreeMap::new(), versions: 0, machine })
     }
     /// The function that runs, with all its derivatives.
     pub fn function(&self) -> &Function {
@@ -117,34 +150,24 @@ impl Program {
     }
     /// Kernel launches in a run; 0 on the reference evaluator.
     pub fn launches(&self) -> usize {
-        match &self.machine {
-            Machine::Reference(_) => 0,
-            #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.launches(),
-        }
+        self.plan().map_or(0, |p| p.launches.len())
     }
     /// Distinct kernels; 0 on the reference evaluator.
     pub fn kernels(&self) -> usize {
-        match &self.machine {
-            Machine::Reference(_) => 0,
-            #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.kernels(),
-        }
+        self.plan().map_or(0, |p| p.kernels.len())
     }
     /// Bytes of parameters, results and what lies between them, known before anything runs; 0 on the reference evaluator, which does not say.
     pub fn peak_bytes(&self) -> usize {
-        match &self.machine {
-            Machine::Reference(_) => 0,
-            #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.peak_bytes(),
-        }
+        self.plan().map_or(0, Plan::peak_bytes)
     }
-    /// Time in kernel launches so far, of all that [`Program::run`] takes; none on the reference evaluator.
+    /// Time in kernel launches so far, of all that [`Program::run`] takes; none where launches are not timed: the reference evaluator, GPUs.
     pub fn in_launches(&self) -> Duration {
         match &self.machine {
             Machine::Reference(_) => Duration::ZERO,
             #[cfg(feature = "jit")]
             Machine::Cpu(c) => c.in_launches(),
+            #[cfg(feature = "jit")]
+            Machine::Gpu(_) => Duration::ZERO,
         }
     }
 
@@ -154,6 +177,8 @@ impl Program {
             Machine::Reference(_) => None,
             #[cfg(feature = "jit")]
             Machine::Cpu(c) => Some(c.plan()),
+            #[cfg(feature = "jit")]
+            Machine::Gpu(g) => Some(g.plan()),
         }
     }
 
@@ -163,7 +188,7 @@ impl Program {
     /// A name that is no parameter; a shape that is not the parameter's: both sides.
     pub fn set(&mut self, name: &str, value: &Tensor) -> Result<(), String> {
         let t = self.fit(name, value)?.into_owned();
-        self.kept.insert(name.into(), t);
+        self.keep(name, t);
         Ok(())
     }
     /// [`Program::set`] without a copy, where the tensor has the type that is read already.
@@ -175,12 +200,22 @@ impl Program {
             Cow::Borrowed(_) => None,
             Cow::Owned(t) => Some(t),
         };
-        self.kept.insert(name.into(), t.unwrap_or(value));
+        self.keep(name, t.unwrap_or(value));
         Ok(())
+    }
+    fn keep(&mut self, name: &str, value: Tensor) {
+        self.versions += 1;
+        self.kept.insert(name.into(), (value, self.versions));
     }
     /// What is kept as the parameter `name`, as the machine reads it.
     pub fn kept(&self, name: &str) -> Option<&Tensor> {
-        self.kept.get(name)
+        self.kept.get(name).map(|k| &k.0)
+    }
+    /// The type in which a compiled program reads a parameter.
+    #[cfg(feature = "jit")]
+    fn stored(&self, name: &str) -> Option<DType> {
+        let p = self.plan()?;
+        p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
     }
     /// `value` as the machine reads parameter `name`.
     fn fit<'a>(&self, name: &str, value: &'a Tensor) -> Result<Cow<'a, Tensor>, String> {
@@ -199,7 +234,7 @@ impl Program {
             Machine::Reference(d) if p.ty.dtype.is_float() && *d != DType::F64 => Cow::Owned(value.convert(*d).convert(DType::F64)),
             Machine::Reference(_) => as_type(if p.ty.dtype.is_float() { DType::F64 } else { p.ty.dtype }),
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => as_type(c.stored(name).unwrap_or(p.ty.dtype)),
+            _ => as_type(self.stored(name).unwrap_or(p.ty.dtype)),
         })
     }
 
@@ -212,20 +247,23 @@ impl Program {
         let inputs = self.inputs(&own)?;
         let out = match &self.machine {
             Machine::Reference(_) => {
-                let inputs: Vec<Tensor> = inputs.into_iter().cloned().collect();
+                let inputs: Vec<Tensor> = inputs.into_iter().map(|i| i.0.clone()).collect();
                 evaluate(&self.f, &inputs, &self.dims).map_err(|e| e.to_string())?
             }
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.run(&inputs)?,
+            Machine::Cpu(c) => c.run(&inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
+            #[cfg(feature = "jit")]
+            Machine::Gpu(g) => g.run(&inputs)?,
         };
         Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
     }
     fn own<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<BTreeMap<Name, Cow<'a, Tensor>>, String> {
         given.iter().map(|(n, t)| Ok((Name::from(*n), self.fit(n, t)?))).collect()
     }
-    /// A tensor for each parameter.
-    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<&'a Tensor>, String> {
-        let of = |p: &'a Field| own.get(&p.name).map(|t| &**t).or_else(|| self.kept.get(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty));
+    /// A tensor for each parameter, with the version of what is kept: 0 for what is given to this run alone.
+    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<(&'a Tensor, u64)>, String> {
+        let kept = |n: &Name| self.kept.get(n).map(|(t, version)| (t, *version));
+        let of = |p: &'a Field| own.get(&p.name).map(|t| (&**t, 0)).or_else(|| kept(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty));
         self.params.iter().map(of).collect()
     }
     /// Runs as [`Program::run`] does, so often, and says where the time goes.
@@ -236,7 +274,7 @@ impl Program {
     pub fn profile(&self, given: &[(&str, &Tensor)], runs: u32) -> Result<profile::Profile, String> {
         let Machine::Cpu(c) = &self.machine else { return Err("a profile is of launches, which the reference evaluator has not; run it on the CPU".into()) };
         let own = self.own(given)?;
-        let inputs = self.inputs(&own)?;
+        let inputs: Vec<&Tensor> = self.inputs(&own)?.into_iter().map(|i| i.0).collect();
         let times = (0..=runs).map(|_| c.profile(&inputs)).collect::<Result<Vec<_>, _>>()?;
         // The first run touches memory for the first time.
         profile::Profile::new(c.plan(), c.programs(), &times[1..], c.pool())

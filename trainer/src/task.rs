@@ -14,7 +14,7 @@ use crate::method::Teacher;
 use crate::method::{Batch, Method, Weights};
 use crate::network::{Model, Network};
 use crate::picture::Picture;
-use crate::program::Options;
+use crate::program::{On, Options};
 use crate::random::Random;
 use crate::train::{Stage, Task};
 use draw::{Drawn, Sampler};
@@ -58,7 +58,8 @@ impl Setup {
     pub fn new(config: Config, purpose: Purpose) -> Result<Setup, String> {
         config.check(purpose)?;
         let data = dataset(&config)?;
-        let options = Options { threads: (config.run.threads > 0).then_some(config.run.threads as usize), ..Options::default() };
+        let on = On::named(&config.run.on).ok_or_else(|| format!("no machine `{}`", config.run.on))?;
+        let options = Options { on, threads: (config.run.threads > 0).then_some(config.run.threads as usize), ..Options::default() };
         let n = &config.network;
         let teacher = config.path(&n.teacher);
         let mut described = match (n.config.is_empty(), purpose) {

@@ -46,6 +46,8 @@ pub struct Options {
     pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
+    /// Whether the machine computes f64 beside narrower types; else what is declared f64 is computed in `compute`, too.
+    pub double: bool,
     /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
     pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
@@ -53,7 +55,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, fits: None }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, double: true, fits: None }
     }
 }
 

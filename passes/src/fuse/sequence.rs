@@ -22,7 +22,7 @@ use std::rc::Rc;
 pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
     let (mut wide, mut narrow) = (false, false);
     floats(f, &mut wide, &mut narrow, &mut vec![]);
-    let wide = wide && narrow && options.compute != DType::F64;
+    let wide = wide && narrow && options.double && options.compute != DType::F64;
     let mut s = Sequencer { options, wide, out: Sequence::default(), cuts: HashMap::new(), fused: vec![], pieces: HashMap::new() };
     let params = f.params.iter().map(|p| {
         let ty = f.ty(p.var);

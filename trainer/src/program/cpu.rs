@@ -4,7 +4,6 @@ use super::{Options, kernels};
 use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::tensor::Tensor;
-use ir::types::DType;
 use passes::fuse;
 use runtime::cache::Cache;
 use runtime::cpu::{Execution, Kernel, Pool};
@@ -20,12 +19,7 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
-        let mut fused = fuse::Options::cpu(dims, options.dtype);
-        // A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
-        let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
-        if options.dtype.bytes() < 4 && f.params.iter().any(|p| float(p) == Some(options.dtype)) {
-            fused.stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
-        }
+        let fused = super::wide(f, fuse::Options::cpu(dims, options.dtype), options.dtype);
         let sequence = fuse::sequence(f, &fused).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let target = codegen::Target::host().map_err(|e| e.to_string())?;
@@ -35,20 +29,6 @@ impl Cpu {
     }
     pub fn plan(&self) -> &Plan {
         self.execution.plan()
-    }
-    pub fn launches(&self) -> usize {
-        self.plan().launches.len()
-    }
-    pub fn kernels(&self) -> usize {
-        self.plan().kernels.len()
-    }
-    pub fn peak_bytes(&self) -> usize {
-        self.plan().peak_bytes()
-    }
-    /// The type in which a parameter is read.
-    pub fn stored(&self, name: &str) -> Option<DType> {
-        let p = self.plan();
-        p.params.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
     }
     pub fn programs(&self) -> &[ir::tile::Program] {
         &self.programs
