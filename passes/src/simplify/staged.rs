@@ -44,8 +44,8 @@ pub fn staged(f: &Function, late: &[Name]) -> Result<(Function, Vec<Simplified>)
     let mut values: BTreeMap<Name, Var> = f.params.iter().map(|p| (p.name.clone(), b.param(p.name.clone(), f.ty(p.var).clone()))).collect();
     let lost = |n: &Name| Error::new(format!("simplify: `{n}` is in neither half of `{}`", f.name));
     let mut how = vec![];
-    for half in [&halves.forward, &halves.backward] {
-        let simplified = simplify(half)?;
+    for whole in [&halves.forward, &halves.backward] {
+        let simplified = simplify(whole)?;
         let half = &simplified.function;
         let mut map = BTreeMap::new();
         for p in &half.params {
@@ -54,8 +54,11 @@ pub fn staged(f: &Function, late: &[Name]) -> Result<(Function, Vec<Simplified>)
         for e in &half.eqns {
             copy(&mut b, half, e, &mut map)?;
         }
-        for r in &half.results {
-            values.insert(r.name.clone(), *map.get(&r.var).ok_or_else(|| lost(&r.name))?);
+        // The other half reads it as it was before: simplified, axes may have another order.
+        for (r, before) in half.results.iter().zip(&whole.results) {
+            let order: Vec<Name> = whole.ty(before.var).axes.iter().map(|a| a.name.clone()).collect();
+            let v = *map.get(&r.var).ok_or_else(|| lost(&r.name))?;
+            values.insert(r.name.clone(), b.permute(v, &order)?);
         }
         how.push(simplified);
     }
