@@ -37,7 +37,6 @@ fn on(on: On) -> Options {
 }
 
 #[test]
-#[ignore = "fails: LLVM makes `llvm.bitreverse.i3` of the small network's indices, which codegen refuses (codegen/src/llvm.rs)"]
 fn outputs_tangents_and_gradients_are_those_of_the_cpu() {
     let n = built(Precision::F32);
     let w = weights(&n);
@@ -69,7 +68,6 @@ fn outputs_tangents_and_gradients_are_those_of_the_cpu() {
 }
 
 #[test]
-#[ignore = "fails: LLVM makes `llvm.bitreverse.i3` of the small network's indices, which codegen refuses (codegen/src/llvm.rs)"]
 fn a_training_step_is_that_of_the_cpu() {
     let n = built(Precision::F32);
     let network = Network::new(n.function.clone(), "hidden_states", &["timestep"], &["class_labels"], "out").unwrap();

@@ -539,11 +539,16 @@ impl Emit<'_> {
                     let v = if missing.is_empty() { vars[0] } else { b.movement(Movement::Broadcast(missing), &[vars[0]])? };
                     b.permute(v, order)?
                 } else {
-                    if let Prim::Call(c) = op {
-                        for (v, p) in vars.iter_mut().zip(&c.function.params) {
-                            let order: Vec<Name> = c.function.ty(p.var).axes.iter().map(|a| a.name.clone()).collect();
-                            *v = b.permute(*v, &order)?;
-                        }
+                    // What is joined has one type, and simplified operands may have their axes in another order: the first's.
+                    let first: Vec<Name> = vars.first().map(|v| b.ty(*v).axes.iter().map(|a| a.name.clone()).collect()).unwrap_or_default();
+                    for (i, v) in vars.iter_mut().enumerate() {
+                        let order: Vec<Name> = match op {
+                            Prim::Call(c) => c.function.ty(c.function.params[i].var).axes.iter().map(|a| a.name.clone()).collect(),
+                            Prim::Movement(Movement::Stack(_)) => first.clone(),
+                            Prim::Movement(Movement::Concat { axes, .. }) => first.iter().map(|n| if *n == axes[0] { axes[i].clone() } else { n.clone() }).collect(),
+                            _ => continue,
+                        };
+                        *v = b.permute(*v, &order)?;
                     }
                     b.push(op.clone(), &vars)?
                 }

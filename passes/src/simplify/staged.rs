@@ -40,6 +40,10 @@ fn cotangents(f: &Function) -> Vec<Name> {
 /// A name that is no parameter; otherwise those of [`simplify`].
 pub fn staged(f: &Function, late: &[Name]) -> Result<(Function, Vec<Simplified>), Error> {
     let halves = split(f, late, Keep::Narrow)?;
+    if halves.forward.results.is_empty() || halves.backward.results.is_empty() {
+        let s = simplify(f)?;
+        return Ok((s.function.clone(), vec![s]));
+    }
     let mut b = Builder::new(f.name.clone());
     let mut values: BTreeMap<Name, Var> = f.params.iter().map(|p| (p.name.clone(), b.param(p.name.clone(), f.ty(p.var).clone()))).collect();
     let lost = |n: &Name| Error::new(format!("simplify: `{n}` is in neither half of `{}`", f.name));
