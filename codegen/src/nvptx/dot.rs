@@ -247,7 +247,7 @@ impl Emit<'_> {
                 let mut b: BTreeMap<ValueId, Vec<String>> = BTreeMap::new();
                 for v in &right {
                     let own = (plan.split == Some(n) || shared).then(|| plan.fragment.span(cols));
-                    b.insert(*v, self.right(&mut bases, *v, k, slice, pair, own));
+                    b.insert(*v, if plan.schedule.tf32 { self.right_tf32(&mut bases, *v, k, slice, [16 * pair, 4 * cols], own) } else { self.right(&mut bases, *v, k, slice, pair, own) });
                 }
                 for half in 0..2 {
                     let c0 = 4 * pair + 2 * half;
@@ -370,9 +370,6 @@ impl Emit<'_> {
     }
     /// The fragments of 16 columns of a right operand; `own`: each warp along columns has so many of its own.
     fn right(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, pair: usize, own: Option<usize>) -> Vec<String> {
-        if self.plan.schedule.tf32 {
-            return self.right_tf32(bases, v, k, slice, pair, own);
-        }
         let w = if self.plan.staged[&v].axes[1] == k {
             self.matrix(bases, v, Lanes::Far, false, [16 * pair, 16 * slice], own.map_or(Own::None, |c| Own::Rows(1, c)))
         } else {

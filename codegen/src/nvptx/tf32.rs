@@ -67,9 +67,9 @@ impl Emit<'_> {
         let [low, high] = [0, 8].map(|r| self.two(bases, (v, true), k, [16 * m + r, 8 * slice], None));
         vec![low[0].clone(), high[0].clone(), low[1].clone(), high[1].clone()]
     }
-    /// Those of 16 columns of a right operand.
-    pub(super) fn right_tf32(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, pair: usize, own: Option<usize>) -> Vec<String> {
-        [0, 8].map(|c| self.two(bases, (v, false), k, [16 * pair + c, 8 * slice], own)).concat()
+    /// Those of up to 16 columns of a right operand, so far as there are `columns`: others may lie behind the tile.
+    pub(super) fn right_tf32(&mut self, bases: &mut Bases, v: ValueId, k: AxisId, slice: usize, columns: [usize; 2], own: Option<usize>) -> Vec<String> {
+        (columns[0]..columns[1].min(columns[0] + 16)).step_by(8).flat_map(|c| self.two(bases, (v, false), k, [c, 8 * slice], own)).collect()
     }
     /// Registers of a left operand as fragments: per 8 of the summed axis, per 16 rows, four words.
     pub(super) fn packed_tf32(&mut self, x: &[String], (rows, cols): (usize, usize)) -> Result<Vec<String>, Error> {
