@@ -554,6 +554,8 @@ impl Plan {
                 let [r, c] = axes.map(|a| self.p.axis(a).extent().next_multiple_of(granule));
                 // Descriptors of warpgroups know whole panels.
                 let c = if self.schedule.warpgroups { c.next_multiple_of(PANEL / elem) } else { c };
+                // Warps along columns have whole instructions each, and read single elements: all that they read exists.
+                let c = if self.schedule.tf32 { c.next_multiple_of(granule * self.fragment.warps[1]) } else { c };
                 self.staged.insert(v, Staged { view: view.clone(), axes, tile: Tile { rows: r, cols: c, elem, linear: !self.tensor || self.schedule.tf32 }, at: 0 });
             }
         }
