@@ -24,7 +24,10 @@ impl Run {
         std::fs::write(self.path(name), text).unwrap();
     }
     fn command(&self, folder: &str, args: &[&str]) -> Command {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_pushforward"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_pushforward")), folder, args)
+    }
+    fn command_of(&self, binary: &Path, folder: &str, args: &[&str]) -> Command {
+        let mut c = Command::new(binary);
         c.args(["teach", "config.toml", "--folder", folder]).args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         // Kernels are compiled once for all tests here.
         c.env("PUSHFORWARD_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("training-kernels")).env("PUSHFORWARD_THREADS", "1");
@@ -144,8 +147,11 @@ fn a_folder_that_may_not_be_written_is_an_error() {
     std::fs::create_dir(run.path("mine")).unwrap();
     std::fs::set_permissions(run.path("mine"), std::fs::Permissions::from_mode(0o555)).unwrap();
     std::fs::set_permissions(run.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mut c = run.command("mine", &[]);
-    // SAFETY: `geteuid` has no preconditions. Root may write anywhere, so a test that runs as root tries as nobody.
+    // Root may write anywhere, so a test that runs as root tries as nobody, who may not be allowed into the folder of the build.
+    let binary = run.path("pushforward");
+    std::fs::copy(env!("CARGO_BIN_EXE_pushforward"), &binary).unwrap();
+    let mut c = run.command_of(&binary, "mine", &[]);
+    // SAFETY: `geteuid` has no preconditions.
     if unsafe { libc::geteuid() } == 0 {
         c.uid(65534).gid(65534);
     }
