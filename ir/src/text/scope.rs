@@ -1,6 +1,6 @@
 //! Expressions to equations: what names, axes and sizes mean inside one function.
 
-use super::parser::{Expr, Functions, Kind, LATER, SILENT, Status};
+use super::parser::{Expr, Functions, Kind, LATER, RESERVED, SILENT, Status};
 use crate::builder::Builder;
 use crate::diagnostic::{Error, Span};
 use crate::dim::{Dim, Name};
@@ -109,6 +109,7 @@ impl Scope {
         match &e.kind {
             Kind::Number(n) if n.fract() == 0.0 && n.abs() <= LARGEST as f64 => Ok(Dim::fixed(*n as i64)),
             Kind::Number(n) if n.fract() == 0.0 => refuse(&format!("size {n} is too large; numbers in sizes go to {LARGEST}")),
+            Kind::Name(n) if RESERVED.contains(&n.as_str()) => refuse(&format!("`{n}` is a word of the language and cannot be a size")),
             Kind::Name(n) => Ok(self.sizes.get(n.as_str()).cloned().unwrap_or_else(|| {
                 self.dims.insert(n.as_str().into());
                 Dim::sym(n.as_str())
@@ -144,6 +145,9 @@ impl Scope {
     }
     /// Makes an axis known; one name has one size.
     fn enter(&mut self, axis: &Axis) -> Result<()> {
+        if RESERVED.contains(&&*axis.name) {
+            return Err(Error::new(format!("`{}` is a word of the language and cannot be an axis", axis.name)));
+        }
         if let Some(have) = self.sizes.get(&axis.name) {
             if *have == axis.size {
                 return Ok(());
