@@ -37,7 +37,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         Loaded::Function(f) => {
             let dims = dims_of(&[&f], &a.dim)?;
             let dtype = DType::parse(&a.dtype).unwrap_or(DType::F32);
-            let options = if a.target.is_some() { passes::fuse::Options::stored(&dims, dtype) } else { passes::fuse::Options::cpu(&dims, dtype) };
+            let options = if a.target.is_some() { pushforward::machine::gpu(&dims, dtype) } else { passes::fuse::Options::cpu(&dims, dtype) };
             let s = pushforward::machine::sequence(&f, &options)?;
             // Without all sizes there is no plan.
             let plan = Plan::new(&s, &dims).ok();

@@ -18,10 +18,8 @@ use runtime::plan::Plan;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// How to fuse for a GPU, for inputs stored as `dtype`.
-pub fn gpu(dims: &Bindings, dtype: DType) -> Options {
-    Options { fits: Some(codegen::nvptx::fits), ..Options::stored(dims, dtype) }
-}
+/// How to fuse for a GPU.
+pub use trainer::program::gpu::fused as gpu;
 
 /// The function as block programs, for inputs stored as `dtype`: [`pipeline::MACHINE`].
 pub fn compile(f: &Function, dims: &Bindings, dtype: DType) -> Result<Fused, String> {
@@ -97,12 +95,7 @@ pub fn interp(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) ->
 
 /// Results of the kernels for `target`, in the PTX machine: what a GPU would give, and what it would not say.
 pub fn sim(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, target: &str) -> Result<Vec<Tensor>, String> {
-    sim_of(&sequence(f, &gpu(dims, dtype))?, inputs, dims, target)
-}
-
-/// The same of launches that were made before, perhaps without knowing all of `dims`.
-pub fn sim_of(sequence: &Sequence, inputs: &[Tensor], dims: &Bindings, target: &str) -> Result<Vec<Tensor>, String> {
-    sequence.run(inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x)).map_err(|e| e.to_string())
+    sequence(f, &gpu(dims, dtype))?.run(inputs, dims, &mut |p, dims, x| in_sim(&ptx(p, target, dims)?, dims, x)).map_err(|e| e.to_string())
 }
 
 /// A function as a plan of launches with its kernels for a GPU, each as `build` makes it; functions that are called are gone into.
@@ -142,15 +135,9 @@ pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Re
     }
 }
 
-/// Results on the first CUDA device.
+/// Results on the first CUDA device; with `tf32`, products of f32 matrices may round their operands to that.
 #[cfg(feature = "cuda")]
-pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType) -> Result<Vec<Tensor>, String> {
-    cuda_with(f, inputs, dims, dtype, false)
-}
-
-/// The same; with `tf32`, products of f32 matrices may round their operands to that.
-#[cfg(feature = "cuda")]
-pub fn cuda_with(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, tf32: bool) -> Result<Vec<Tensor>, String> {
+pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, tf32: bool) -> Result<Vec<Tensor>, String> {
     let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
     let (device, mut target) = cuda_target()?;
     target.tf32 = tf32;
@@ -171,10 +158,9 @@ pub fn cuda_with(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType,
 /// The first CUDA device's name, and the architecture to compile for.
 #[cfg(feature = "cuda")]
 pub fn cuda_target() -> Result<(String, codegen::GpuTarget), String> {
-    let found = runtime::cuda::devices()?;
-    let device = found.devices.first().ok_or("cuda: no device")?;
-    let target = runtime::cuda::architecture()?;
-    Ok((device.name.clone(), codegen::GpuTarget::named(target).map_err(|e| e.to_string())?))
+    let device = runtime::cuda::first()?;
+    let target = codegen::GpuTarget::named(device.architecture()?).map_err(|e| e.to_string())?;
+    Ok((device.name, target))
 }
 
 /// One kernel on a CUDA device: inputs in buffer order, outputs in buffer order.

@@ -93,7 +93,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         }
         "sim" => (machine::sim(&f, &inputs, &bindings, dtype, if tf32 { "sm_90a+tf32" } else { "sm_90a" })?, 0.0, vec![]),
         #[cfg(feature = "cuda")]
-        "cuda" => (machine::cuda_with(&f, &inputs, &bindings, dtype, tf32)?, 0.0, vec![]),
+        "cuda" => (machine::cuda(&f, &inputs, &bindings, dtype, tf32)?, 0.0, vec![]),
         #[cfg(not(feature = "cuda"))]
         "cuda" => return Err("run: built without the feature `cuda`".into()),
         "interp" => (machine::interp(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),

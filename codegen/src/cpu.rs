@@ -85,46 +85,12 @@ struct Emit<'p> {
 impl Emit<'_> {
     /// A run-time size; computed once, on entry.
     fn dim(&mut self, d: &Dim) -> Result<Int, Error> {
-        if let Some(k) = d.as_fixed() {
-            return Ok(Int::K(k));
-        }
-        let monomials: Vec<_> = d.monomials().collect();
-        let gcd = |mut a: i64, mut b: i64| {
-            while b != 0 {
-                (a, b) = (b, a % b);
-            }
-            a
-        };
-        let below = monomials.iter().fold(1i64, |l, (_, d, _)| l / gcd(l, *d) * d);
-        let mut divisors: std::collections::BTreeMap<ir::dim::Name, i32> = Default::default();
-        for (n, p) in monomials.iter().flat_map(|m| m.2).filter(|(_, p)| *p < 0) {
-            let d = divisors.entry(n.clone()).or_default();
-            *d = (*d).max(-p);
-        }
-        let product = |e: &mut Self, mut x: Int, powers: &[(ir::dim::Name, i32)]| -> Result<Int, Error> {
-            for (n, p) in powers {
-                let v = e.named(n)?;
-                for _ in 0..*p {
-                    x = e.on_entry("muli", &x, &v);
-                }
-            }
-            Ok(x)
-        };
-        let mut sum: Option<Int> = None;
-        for (num, den, powers) in &monomials {
-            let mut powers: std::collections::BTreeMap<ir::dim::Name, i32> = powers.iter().cloned().collect();
-            divisors.iter().for_each(|(n, p)| *powers.entry(n.clone()).or_default() += p);
-            let powers: Vec<_> = powers.into_iter().collect();
-            let term = product(self, Int::K(num * (below / den)), &powers)?;
-            sum = Some(match sum {
-                None => term,
-                Some(s) => self.on_entry("addi", &s, &term),
-            });
-        }
-        let divisors: Vec<_> = divisors.into_iter().collect();
-        let d = product(self, Int::K(below), &divisors)?;
-        let s = sum.unwrap_or(Int::K(0));
-        Ok(if d == Int::K(1) { s } else { self.on_entry("divsi", &s, &d) })
+        let (dims, program) = (&self.dims, &self.plan.p.name);
+        self.t.size(d, &|t, n| {
+            let k = dims.iter().position(|d| d == n).ok_or_else(|| Error::Refused(format!("{program}: dimension `{n}` is not among the program's")))?;
+            let p = t.entry(format!("llvm.getelementptr inbounds %dims[{k}] : (!llvm.ptr) -> !llvm.ptr, i64"));
+            Ok(Int::V(t.entry(format!("llvm.load {p} {{alignment = 8 : i64}} : !llvm.ptr -> i64"))))
+        })
     }
     /// Whether what the program writes is more than the last-level cache holds.
     fn overflows_caches(&mut self) -> Result<String, Error> {
@@ -132,24 +98,11 @@ impl Emit<'_> {
         for b in self.plan.p.buffers.iter().filter(|b| b.access == Access::Output) {
             let elements = b.shape.iter().fold(Dim::fixed(1), |n, d| &n * d);
             let elements = self.dim(&elements)?;
-            let more = self.on_entry("muli", &elements, &Int::from(b.dtype.bytes()));
-            bytes = self.on_entry("addi", &bytes, &more);
+            let more = self.t.on_entry("muli", &elements, &Int::from(b.dtype.bytes()));
+            bytes = self.t.on_entry("addi", &bytes, &more);
         }
         let (bytes, most) = (self.t.name(&bytes), self.t.name(&Int::from(self.plan.llc)));
         Ok(self.t.entry(format!("arith.cmpi sgt, {bytes}, {most} : i64")))
-    }
-    fn on_entry(&mut self, op: &str, a: &Int, b: &Int) -> Int {
-        match (op, a, b) {
-            ("muli", Int::K(1), x) | ("muli", x, Int::K(1)) | ("addi", Int::K(0), x) | ("addi", x, Int::K(0)) => return x.clone(),
-            _ => {}
-        }
-        let (a, b) = (self.t.name(a), self.t.name(b));
-        Int::V(self.t.entry(format!("arith.{op} {a}, {b} : i64")))
-    }
-    fn named(&mut self, n: &ir::dim::Name) -> Result<Int, Error> {
-        let k = self.dims.iter().position(|d| d == n).ok_or_else(|| Error::Refused(format!("{}: dimension `{n}` is not among the program's", self.plan.p.name)))?;
-        let p = self.t.entry(format!("llvm.getelementptr inbounds %dims[{k}] : (!llvm.ptr) -> !llvm.ptr, i64"));
-        Ok(Int::V(self.t.entry(format!("llvm.load {p} {{alignment = 8 : i64}} : !llvm.ptr -> i64"))))
     }
     fn buffer(&mut self, b: ir::tile::BufferId) -> String {
         let p = self.t.entry(format!("llvm.getelementptr inbounds %buffers[{}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr", b.index()));

@@ -72,21 +72,15 @@ pub fn compile(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<C
 /// # Errors
 /// Those of [`compile`].
 pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts: bool) -> Result<Compiled, Error> {
-    verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
-    let (mlir, signature) = lower(p, target, schedule)?;
-    let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
-    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
+    made(p, target, texts, || lower(p, target, schedule))
 }
 
 /// By the default schedule, with LLVM IR if `texts`.
 ///
 /// # Errors
-/// Those of [`default_schedule`] and [`compile`].
+/// Those of [`compile`]; what has no schedule has a thread for each element.
 pub fn compile_default(p: &Program, target: &GpuTarget, texts: bool) -> Result<Compiled, Error> {
-    match no_double(p).and_then(|()| default_schedule(p, target)) {
-        Ok(s) => compile_with(p, target, &s, texts),
-        Err(why) => compile_each(p, target, texts, why),
-    }
+    compile_by(p, target, texts, || default_schedule(p, target))
 }
 
 /// An estimate of the registers of a thread, by what is alive at once in the plan: the model that [`default_schedule`] chooses by.
@@ -102,21 +96,24 @@ pub fn registers(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result
 /// # Errors
 /// Those of [`compile_default`].
 pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool) -> Result<Compiled, Error> {
-    match no_double(p).and_then(|()| default_schedule_at(p, target, dims)) {
+    compile_by(p, target, texts, || default_schedule_at(p, target, dims))
+}
+
+/// By a schedule over fragments, or, where there is none, by a thread for each element.
+fn compile_by(p: &Program, target: &GpuTarget, texts: bool, schedule: impl FnOnce() -> Result<Schedule, Error>) -> Result<Compiled, Error> {
+    match no_double(p).and_then(|()| schedule()) {
         Ok(s) => compile_with(p, target, &s, texts),
-        Err(why) => compile_each(p, target, texts, why),
+        Err(_) => made(p, target, texts, || {
+            let (body, signature) = each::lower(p, &symbol(p))?;
+            Ok((module(&signature, &body, ""), signature))
+        }),
     }
 }
 
-/// As a thread for each element: what has no form over fragments, as `why` says.
-fn compile_each(p: &Program, target: &GpuTarget, texts: bool, why: Error) -> Result<Compiled, Error> {
+/// The code of a program that the verifier takes, from the MLIR text that `lower` writes.
+fn made(p: &Program, target: &GpuTarget, texts: bool, lower: impl FnOnce() -> Result<(String, GpuSignature), Error>) -> Result<Compiled, Error> {
     verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
-    let symbol = symbol(p);
-    let (body, signature) = each::lower(p, &symbol).map_err(|e| match e {
-        Error::Gpu(also) => Error::Gpu(format!("{why}; {also}")),
-        bug => bug,
-    })?;
-    let mlir = module(&signature, &body, "");
+    let (mlir, signature) = lower()?;
     let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
     Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
 }

@@ -3,8 +3,9 @@
 //! Text parses in a few milliseconds for thousands of lines and takes every custom syntax, so emitters write text and the
 //! parser and verifier of MLIR check it.
 
+use ir::dim::{Dim, Name};
 use ir::types::DType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Display, Write};
 
 /// The type of a value in registers: an element type, and vector lanes if it is a vector.
@@ -106,6 +107,51 @@ impl Text {
     /// Constants first, then the body.
     pub fn finish(self) -> String {
         self.head + &self.body
+    }
+
+    /// A run-time size, computed on entry: a sum of products of sizes over one divisor. `named` gives the size of a name, there too.
+    pub fn size<E>(&mut self, d: &Dim, named: &dyn Fn(&mut Text, &Name) -> Result<Int, E>) -> Result<Int, E> {
+        if let Some(k) = d.as_fixed() {
+            return Ok(Int::K(k));
+        }
+        fn gcd(a: i64, b: i64) -> i64 {
+            if b == 0 { a } else { gcd(b, a % b) }
+        }
+        let monomials: Vec<_> = d.monomials().collect();
+        let below = monomials.iter().fold(1i64, |l, (_, d, _)| l / gcd(l, *d) * d);
+        let mut divisors: BTreeMap<Name, i32> = BTreeMap::new();
+        for (n, p) in monomials.iter().flat_map(|m| m.2).filter(|(_, p)| *p < 0) {
+            let d = divisors.entry(n.clone()).or_default();
+            *d = (*d).max(-p);
+        }
+        let product = |t: &mut Text, k: i64, powers: &BTreeMap<Name, i32>| -> Result<Int, E> {
+            let mut x = Int::K(k);
+            for (n, p) in powers {
+                let v = named(t, n)?;
+                for _ in 0..*p {
+                    x = t.on_entry("muli", &x, &v);
+                }
+            }
+            Ok(x)
+        };
+        let mut sum = Int::K(0);
+        for (num, den, powers) in monomials {
+            let mut powers: BTreeMap<Name, i32> = powers.iter().cloned().collect();
+            divisors.iter().for_each(|(n, p)| *powers.entry(n.clone()).or_default() += p);
+            let term = product(self, num * (below / den), &powers)?;
+            sum = self.on_entry("addi", &sum, &term);
+        }
+        let by = product(self, below, &divisors)?;
+        Ok(if by == Int::K(1) { sum } else { self.on_entry("divsi", &sum, &by) })
+    }
+    /// A sum, a product or a quotient of sizes, computed on entry.
+    pub fn on_entry(&mut self, op: &str, a: &Int, b: &Int) -> Int {
+        match (op, a, b) {
+            ("muli", Int::K(1), x) | ("muli", x, Int::K(1)) | ("addi", Int::K(0), x) | ("addi", x, Int::K(0)) => return x.clone(),
+            _ => {}
+        }
+        let (a, b) = (self.name(a), self.name(b));
+        Int::V(self.entry(format!("arith.{op} {a}, {b} : i64")))
     }
 
     /// The number `v` in type `ty`.

@@ -83,6 +83,12 @@ impl Function {
         }
         d
     }
+    /// How often each value is read, by [`Var`]: as an operand, and as a result.
+    pub fn uses(&self) -> Vec<usize> {
+        let mut n = vec![0; self.vars.len()];
+        self.eqns.iter().flat_map(|e| &e.args).chain(self.results.iter().map(|r| &r.var)).for_each(|v| n[v.index()] += 1);
+        n
+    }
     /// Dimension names in types and operations, sorted.
     pub fn dims(&self) -> Vec<Name> {
         let mut names: Vec<Name> = self.vars.iter().flat_map(|v| v.ty.axes.iter().flat_map(|a| a.size.symbols())).collect();

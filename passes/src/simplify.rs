@@ -15,4 +15,4 @@ mod staged;
 
 pub use normal::normalize;
 pub use saturate::{Report, Simplified, simplify, simplify_with};
-pub use staged::{simplify_for, staged};
+pub use staged::simplify_for;

@@ -4,7 +4,7 @@
 mod execution;
 mod stream;
 
-pub use execution::{Execution, Shared};
+pub use execution::Execution;
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
@@ -61,19 +61,27 @@ pub fn devices() -> Result<Found, String> {
     Ok(Found { version: (version / 1000, version % 1000 / 10), devices })
 }
 
-/// The architecture to compile for, as `ptxas` names it: that of the first device.
+impl Device {
+    /// The architecture to compile for, as `ptxas` names it.
+    ///
+    /// # Errors
+    /// It is too old.
+    pub fn architecture(&self) -> Result<&'static str, String> {
+        match self.compute {
+            (9, 0) => Ok("sm_90a"),
+            (10, 0) => Ok("sm_100a"),
+            (major, _) if major >= 8 => Ok("sm_80"),
+            other => Err(format!("cuda: compute capability {other:?} of {} is below 8.0", self.name)),
+        }
+    }
+}
+
+/// The first device.
 ///
 /// # Errors
-/// No device, or one that is too old.
-pub fn architecture() -> Result<&'static str, String> {
-    let found = devices()?;
-    let device = found.devices.first().ok_or("cuda: no device")?;
-    match device.compute {
-        (9, 0) => Ok("sm_90a"),
-        (10, 0) => Ok("sm_100a"),
-        (major, _) if major >= 8 => Ok("sm_80"),
-        other => Err(format!("cuda: compute capability {other:?} of {} is below 8.0", device.name)),
-    }
+/// Those of [`devices`]; there is none.
+pub fn first() -> Result<Device, String> {
+    devices()?.devices.into_iter().next().ok_or_else(|| "cuda: no device".into())
 }
 
 fn device(ordinal: i32) -> Result<Device, result::DriverError> {

@@ -1,7 +1,7 @@
 //! What a network costs, from its configuration alone: nothing is read but the weights' headers, nothing allocated.
 
 use super::{Args, configuration, dims};
-use ir::dim::{Bindings, Name};
+use ir::dim::Bindings;
 use ir::graph::Function;
 use ir::types::DType;
 use passes::fuse::Options;
@@ -33,19 +33,15 @@ pub fn run(a: &Args, weights: Result<Checkpoint, String>) -> Result<(), String> 
     let n = Network::build(&config, &Variant { qk_eps: a.qk_eps, ..variant }, Precision::F32).map_err(|e| e.to_string())?;
     let names = weights.as_ref().map_or(Ok(vec![]), |w| w.match_to(&n.weights))?;
     let own = names.iter().map(String::as_str).zip(n.weights.iter().map(|w| &w.name)).collect();
-    let wrt: Vec<Name> = ["hidden_states", "timestep"].map(Into::into).to_vec();
-    let jvp = Transform::Jvp(wrt).apply(&n.function)?;
-    let asked = super::transforms(&a.transforms, &n, &own)?;
-    let (label, derived) = if asked.is_empty() {
-        ("jvp hidden_states,timestep".to_string(), jvp.clone())
-    } else {
-        let one = |t: &Transform| match t {
-            Transform::Jvp(list) => format!("jvp {}", list.join(",")),
-            Transform::Vjp(list) => format!("vjp {}", list.join(",")),
-        };
-        let label: Vec<String> = a.transforms.0.iter().map(one).collect();
-        (label.join(", "), asked.iter().try_fold(n.function.clone(), |f, t| t.apply(&f))?)
+    let default = [Transform::Jvp(["hidden_states", "timestep"].map(Into::into).to_vec())];
+    let jvp = derive(&n, &default)?;
+    let (said, asked) = if a.transforms.0.is_empty() { (&default[..], default.to_vec()) } else { (&a.transforms.0[..], super::transforms(&a.transforms, &n, &own)?) };
+    let one = |t: &Transform| match t {
+        Transform::Jvp(list) => format!("jvp {}", list.join(",")),
+        Transform::Vjp(list) => format!("vjp {}", list.join(",")),
     };
+    let label = said.iter().map(one).collect::<Vec<_>>().join(", ");
+    let derived = if a.transforms.0.is_empty() { jvp.clone() } else { derive(&n, &asked)? };
 
     let mut rows: Vec<(String, Bindings)> = vec![];
     let sizes = |[t, h, w]: [i64; 3]| -> Bindings { [("B", 1), ("T", t), ("H", h), ("W", w), ("L", TEXT)].into_iter().map(|(k, v)| (k.into(), v)).collect() };
@@ -156,6 +152,11 @@ fn peak(what: &str, f: &Function, dims: &Bindings) -> Result<Peak, String> {
     Ok(Peak { what: what.into(), params: p.param_bytes(), results: p.result_bytes(), arena: p.arena, launches: p.launches.len(), kernels: s.programs.len() })
 }
 
+/// The network's function under transforms, in that order.
+fn derive(n: &Network, transforms: &[Transform]) -> Result<Function, String> {
+    transforms.iter().try_fold(n.function.clone(), |f, t| t.apply(&f))
+}
+
 /// How long it takes to make a program.
 struct Built {
     what: String,
@@ -170,8 +171,7 @@ struct Built {
 /// Derives, fuses, plans and compiles, past the cache, to loaded kernels; no weight and no value is allocated.
 fn built(what: &str, n: &Network, transforms: &[Transform], dims: &Bindings) -> Result<Built, String> {
     let start = Instant::now();
-    let along: Vec<Transform> = if transforms.is_empty() { vec![Transform::Jvp(["hidden_states", "timestep"].map(Into::into).to_vec())] } else { transforms.to_vec() };
-    let f = along.iter().try_fold(n.function.clone(), |f, t| t.apply(&f))?;
+    let f = derive(n, transforms)?;
     let s = machine::sequence(&f, &Options::cpu(dims, DType::F32))?;
     let plan = Plan::new(&s, dims).map_err(|e| e.to_string())?;
     let derived = start.elapsed().as_secs_f64();

@@ -4,6 +4,7 @@
 //! computed where they are needed. What a loop carries along axes that no one sums is spread over threads, too; what it carries along others is in the thread's own memory. Nothing is
 //! shared between threads, and tiles are not seen: slow where much is reused, exact in the program's own type, f64 included.
 
+use super::emit::{memory_type, named};
 use crate::Error;
 use crate::scalar;
 use crate::text::{Int, Text, Ty};
@@ -415,7 +416,7 @@ impl<'p> Each<'p> {
     fn load(&mut self, view: &View, to: DType) -> Result<String, Error> {
         let p = self.address(view)?;
         let d = self.p.buffers[view.buffer.index()].dtype;
-        let ty = memory(d);
+        let ty = memory_type(d);
         let x = self.t.op(format_args!("llvm.load {p} {{alignment = {} : i64}} : !llvm.ptr<1> -> {ty}", d.bytes()));
         Ok(match d {
             DType::Bool => {
@@ -457,57 +458,11 @@ impl<'p> Each<'p> {
             }
             _ => x,
         };
-        self.t.line(format_args!("llvm.store {x}, {p} {{alignment = {} : i64}} : {}, !llvm.ptr<1>", d.bytes(), memory(d)));
+        self.t.line(format_args!("llvm.store {x}, {p} {{alignment = {} : i64}} : {}, !llvm.ptr<1>", d.bytes(), memory_type(d)));
         Ok(())
     }
-    /// A run-time size, computed on entry: a sum of products of sizes over one divisor.
+    /// A run-time size, computed on entry.
     fn dim(&mut self, d: &Dim) -> Result<Int, Error> {
-        let monomials: Vec<(i64, i64, BTreeMap<Name, i32>)> = d.monomials().map(|(n, d, p)| (n, d, p.iter().cloned().collect())).collect();
-        let below = monomials.iter().fold(1i64, |b, (_, den, _)| b / super::plan::gcd(b, *den) * den);
-        let mut divisors: BTreeMap<Name, i32> = BTreeMap::new();
-        for (n, p) in monomials.iter().flat_map(|m| &m.2).filter(|(_, p)| **p < 0) {
-            let most = divisors.entry(n.clone()).or_default();
-            *most = (*most).max(-p);
-        }
-        if monomials.iter().all(|m| m.2.values().all(|p| *p == 0)) {
-            return Ok(Int::K(monomials.iter().map(|(n, den, _)| n * (below / den)).sum::<i64>() / below));
-        }
-        let mut sum: Option<String> = None;
-        for (n, den, powers) in monomials {
-            let mut powers = powers;
-            divisors.iter().for_each(|(n, p)| *powers.entry(n.clone()).or_default() += p);
-            let term = self.product(n * (below / den), &powers)?;
-            sum = Some(match sum {
-                None => term,
-                Some(s) => self.t.entry(format!("arith.addi {s}, {term} : i64")),
-            });
-        }
-        let sum = sum.unwrap_or_else(|| self.t.integer(L, 0));
-        if below == 1 && divisors.is_empty() {
-            return Ok(Int::V(sum));
-        }
-        let by = self.product(below, &divisors)?;
-        Ok(Int::V(self.t.entry(format!("arith.divsi {sum}, {by} : i64"))))
-    }
-    fn product(&mut self, k: i64, powers: &BTreeMap<Name, i32>) -> Result<String, Error> {
-        let mut x = self.t.integer(L, k);
-        for (n, p) in powers {
-            let at = self.dims.iter().position(|d| d == n).ok_or_else(|| Error::Internal(format!("dimension `{n}` is not among the program's")))?;
-            for _ in 0..*p {
-                x = self.t.entry(format!("arith.muli {x}, %d{at} : i64"));
-            }
-        }
-        Ok(x)
-    }
-}
-
-/// How an element lies in memory.
-fn memory(d: DType) -> &'static str {
-    match d {
-        DType::F64 => "f64",
-        DType::F32 => "f32",
-        DType::BF16 | DType::F16 => "i16",
-        DType::I32 => "i32",
-        DType::Bool => "i8",
+        self.t.size(d, &named(&self.dims))
     }
 }

@@ -1,11 +1,11 @@
 //! The writer: what all parts of a kernel share. Thread coordinates, run-time sizes, addresses, values.
 
 use super::layout::Lanes;
-use super::plan::{Plan, Rank, gcd};
+use super::plan::{Plan, Rank};
 use super::value::{Body, Value};
 use super::warpgroup::Flight;
 use crate::Error;
-use crate::text::{Text, Ty};
+use crate::text::{Int, Text, Ty};
 use ir::dim::{Dim, Name};
 use ir::tile::{AxisId, Role, ValueId, View};
 use ir::types::DType;
@@ -212,46 +212,8 @@ impl<'p> Emit<'p> {
 
     /// A run-time size, computed on entry.
     pub fn dim(&mut self, d: &Dim) -> Result<String, Error> {
-        const L: Ty = Ty { elem: "i64", lanes: None };
-        let monomials: Vec<_> = d.monomials().map(|(n, d, p)| (n, d, p.to_vec())).collect();
-        let mut below = 1i64;
-        let mut divisors: BTreeMap<Name, i32> = BTreeMap::new();
-        for (_, den, powers) in &monomials {
-            below = below / gcd(below, *den) * den;
-            for (n, p) in powers.iter().filter(|(_, p)| *p < 0) {
-                let d = divisors.entry(n.clone()).or_default();
-                *d = (*d).max(-p);
-            }
-        }
-        let mut sum: Option<String> = None;
-        for (num, den, powers) in &monomials {
-            let mut powers: BTreeMap<Name, i32> = powers.iter().cloned().collect();
-            divisors.iter().for_each(|(n, p)| *powers.entry(n.clone()).or_default() += p);
-            let term = self.product(num * (below / den), &powers)?;
-            sum = Some(match sum {
-                None => term,
-                Some(s) => self.t.entry(format!("arith.addi {s}, {term} : i64")),
-            });
-        }
-        let sum = sum.unwrap_or_else(|| self.t.integer(L, 0));
-        if below == 1 && divisors.is_empty() {
-            return Ok(sum);
-        }
-        let d = self.product(below, &divisors)?;
-        Ok(self.t.entry(format!("arith.divsi {sum}, {d} : i64")))
-    }
-    fn product(&mut self, k: i64, powers: &BTreeMap<Name, i32>) -> Result<String, Error> {
-        let mut x = (k != 1 || powers.values().all(|p| *p == 0)).then(|| self.t.integer(Ty { elem: "i64", lanes: None }, k));
-        for (n, p) in powers {
-            let at = self.dims.iter().position(|d| d == n).ok_or_else(|| Error::Internal(format!("dimension `{n}` is not among the program's")))?;
-            for _ in 0..*p {
-                x = Some(match x {
-                    None => format!("%d{at}"),
-                    Some(x) => self.t.entry(format!("arith.muli {x}, %d{at} : i64")),
-                });
-            }
-        }
-        Ok(x.unwrap_or_default())
+        let size = self.t.size(d, &named(&self.dims))?;
+        Ok(self.t.name(&size))
     }
     /// The same as `i32`.
     pub fn dim32(&mut self, d: &Dim) -> Result<String, Error> {
@@ -412,6 +374,14 @@ impl<'p> Emit<'p> {
             }
         }
         out
+    }
+}
+
+/// Sizes by name, as the kernel's arguments have them.
+pub(super) fn named(dims: &[Name]) -> impl Fn(&mut Text, &Name) -> Result<Int, Error> {
+    move |_, n| match dims.iter().position(|d| d == n) {
+        Some(at) => Ok(Int::V(format!("%d{at}"))),
+        None => Err(Error::Internal(format!("dimension `{n}` is not among the program's"))),
     }
 }
 

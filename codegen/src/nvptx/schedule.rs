@@ -40,7 +40,11 @@ impl Schedule {
     /// Tensor cores: `rows` by warps of 16 · `blocks16` rows.
     pub fn tensor(rows: usize, cols: usize, stream: usize, warps: [usize; 2], stages: usize) -> Schedule {
         let fragment = Fragment { warps, lanes: 4, vector: 2, rows: rows / warps[0] / 8 };
-        Schedule { rows, cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false }
+        Schedule { rows, ..Schedule::of(fragment, cols, stream, stages) }
+    }
+    /// As many rows as the fragment has, and nothing that has to be asked for.
+    fn of(fragment: Fragment, cols: usize, stream: usize, stages: usize) -> Schedule {
+        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -352,12 +356,12 @@ fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
         if two_blocks {
             for (warps, rows, cols, stream) in [([4, 2], 4, 128, 32), ([4, 2], 4, 64, 32), ([4, 1], 2, 32, 16), ([2, 1], 1, 16, 16)] {
                 let fragment = f(warps, rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 2, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
+                out.push(Schedule::of(fragment, cols, stream, 2));
             }
         } else {
             for (rows, stream, stages) in [(4, 32, 2), (4, 32, 1), (4, 16, 1), (2, 32, 2), (2, 32, 1), (2, 16, 1), (1, 32, 1), (1, 16, 1)] {
                 let fragment = f([4, 1], rows);
-                out.push(Schedule { rows: fragment.rows_per_block(), cols: 8, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
+                out.push(Schedule::of(fragment, 8, stream, stages));
             }
         }
         return out;
@@ -386,9 +390,9 @@ fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
     };
     let cols = if rows.is_none() { fragment.warps[1] * 32 * vector } else { 32 * vector };
     let stream = if streamed { 32 * vector } else { 16 };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols, stream, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
+    out.push(Schedule::of(fragment, cols, stream, 1));
     let fragment = Fragment { vector: 1, ..fragment };
-    out.push(Schedule { rows: fragment.rows_per_block(), cols: cols / vector, stream: if streamed { 32 } else { 16 }, stages: 1, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false });
+    out.push(Schedule::of(fragment, cols / vector, if streamed { 32 } else { 16 }, 1));
     out
 }
 

@@ -264,8 +264,7 @@ pub fn split(f: &Function, late: &[Name], keep: Keep) -> Result<Split, Error> {
     let results: BTreeMap<Var, Name> = f.results.iter().filter(|r| !depends[r.var.index()]).map(|r| (r.var, r.name.clone())).collect();
     // What costs more than reading its operands; anything else is computed again from what is kept behind it.
     let heavy = |i: usize| matches!(f.eqns[i].op, Prim::Reduce(..) | Prim::Contract(_));
-    let mut uses = vec![0usize; f.vars.len()];
-    f.eqns.iter().flat_map(|e| &e.args).chain(f.results.iter().map(|r| &r.var)).for_each(|v| uses[v.index()] += 1);
+    let uses = f.uses();
     // Per value whether it is worth keeping: such a sum, or what it goes into alone (a bias added, a root taken), as the forward program has it
     // in memory then too, and the second one has less to do.
     let mut worth = vec![false; f.vars.len()];

@@ -2,18 +2,17 @@
 //!
 //! Fusing saves a write and a read, and costs what is computed more than once for it: by every instance that shares out an axis which
 //! the value has not, or by every pass over the streamed axis. Both sides are numbers here, in operations on one element; a size without a
-//! number counts as [`SIZE`]. A value is stored only if it is *bounded*: it grows with no more lengths than something in memory does
+//! number counts as [`NOMINAL`]. A value is stored only if it is *bounded*: it grows with no more lengths than something in memory does
 //! anyway, so that no kernel's memory becomes quadratic in a length.
 
 use super::partition::{Kernel, Partition, Why};
+use crate::simplify::extract::NOMINAL;
 use ir::dim::Name;
 use ir::graph::{Eqn, Var};
 use ir::prim::{Elementwise, Prim};
 use ir::types::{Axis, Type};
 use std::collections::BTreeSet;
 
-/// A size without a number.
-const SIZE: f64 = 720.0;
 /// Writing an element and reading it, in operations on an element: 8 bytes of a cache's bandwidth.
 const STORED: f64 = 16.0;
 /// Operations that a kernel more is worth: some microseconds.
@@ -94,8 +93,8 @@ impl Partition<'_> {
                 let lacks: Vec<&Axis> = k.parallel.iter().filter(|p| !self.f.ty(*a).has(&p.name)).collect();
                 let times: f64 = lacks.iter().map(|p| (self.size(p) / self.tile(k, p)).ceil()).product();
                 let elements = self.product(self.f.ty(*a).axes.iter().cloned());
-                let cone: Vec<Var> = self.cone(&[*a], k).into_iter().collect();
-                let cost: f64 = cone.iter().chain(k.stats.keys().filter(|v| self.behind(*a, **v))).filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum();
+                let (cone, behind) = (self.cone(&[*a], k), self.reach(&[*a], |_| false));
+                let cost: f64 = cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))).filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum();
                 if cost > LITTLE * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
                     let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                     return Some(Why::Cut(vec![*a], format!("instances along {} would make it, {:.0} operations an element each time", axes.join(", "), cost / elements)));
@@ -115,9 +114,13 @@ impl Partition<'_> {
     }
     /// What has to be computed for `roots` that is neither in memory nor carried.
     fn cone(&self, roots: &[Var], k: &Kernel) -> BTreeSet<Var> {
+        self.reach(roots, |v| k.stats.contains_key(&v))
+    }
+    /// What `roots` are computed from, themselves included, up to memory and to where it `ends`.
+    fn reach(&self, roots: &[Var], ends: impl Fn(Var) -> bool) -> BTreeSet<Var> {
         let (mut seen, mut open) = (BTreeSet::new(), roots.to_vec());
         while let Some(v) = open.pop() {
-            if k.stats.contains_key(&v) || self.read(v).is_some() || !seen.insert(v) {
+            if ends(v) || self.read(v).is_some() || !seen.insert(v) {
                 continue;
             }
             if let Some(i) = self.definitions[v.index()] {
@@ -125,22 +128,6 @@ impl Partition<'_> {
             }
         }
         seen
-    }
-    /// Whether `v` is computed from `of`, memory excepted.
-    fn behind(&self, v: Var, of: Var) -> bool {
-        let (mut seen, mut open) = (BTreeSet::new(), vec![v]);
-        while let Some(v) = open.pop() {
-            if v == of {
-                return true;
-            }
-            if self.read(v).is_some() || !seen.insert(v) {
-                continue;
-            }
-            if let Some(i) = self.definitions[v.index()] {
-                open.extend(&self.f.eqns[i].args);
-            }
-        }
-        false
     }
     /// The last value of the same axes that `v` alone goes into.
     fn epilogue(&self, mut v: Var) -> Var {
@@ -160,7 +147,7 @@ impl Partition<'_> {
         self.narrow(v) || self.in_memory().any(|t| lengths.iter().all(|n| t.has(n)) && elements(ty) <= WIDER * elements(t))
     }
     fn size(&self, a: &Axis) -> f64 {
-        a.size.eval(&self.options.dims).map_or(SIZE, |n| n.max(1) as f64)
+        a.size.eval(&self.options.dims).unwrap_or(NOMINAL).max(1) as f64
     }
     fn product(&self, axes: impl Iterator<Item = Axis>) -> f64 {
         axes.map(|a| self.size(&a)).product()

@@ -40,8 +40,7 @@ type Sum = BTreeMap<(Vec<Var>, Vec<Var>), i64>;
 /// # Errors
 /// A bug: equations that do not fit any more.
 pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
-    let mut g = Gather { f, definitions: f.definitions(), users: vec![0; f.vars.len()], b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
-    f.eqns.iter().flat_map(|e| &e.args).chain(f.results.iter().map(|r| &r.var)).for_each(|a| g.users[a.index()] += 1);
+    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
     for p in &f.params {
         let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
         g.at.insert(p.var, v);

@@ -46,8 +46,6 @@ pub struct Options {
     pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
-    /// Whether the machine computes f64 beside narrower types; else what is declared f64 is computed in `compute`, too.
-    pub double: bool,
     /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
     pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
@@ -55,7 +53,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, double: true, fits: None }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, fits: None }
     }
 }
 
@@ -120,10 +118,7 @@ pub(super) fn work(p: &Program, f: &Function, options: &Options) -> u64 {
 
 /// Fuses `f` as it is.
 fn fuse_as(f: &Function, options: &Options) -> Result<Fused, Error> {
-    let mut users = vec![0; f.vars.len()];
-    f.eqns.iter().flat_map(|e| &e.args).for_each(|a| users[a.index()] += 1);
-    f.results.iter().for_each(|r| users[r.var.index()] += 1);
-    let mut p = Partition { f, options, definitions: f.definitions(), users, stored: BTreeMap::new(), ports: view::port_types(f), fused: Fused::default() };
+    let mut p = Partition { f, options, definitions: f.definitions(), users: f.uses(), stored: BTreeMap::new(), ports: view::port_types(f), fused: Fused::default() };
     for port in &f.params {
         p.stored.insert(port.var, port.name.clone());
     }
@@ -394,7 +389,7 @@ impl Partition<'_> {
         }
         // Order of the value with the most axes, the first of those: what is stored beside it (statistics of its rows) has fewer, in an order that
         // need not be its own. Broadcast axes first.
-        let first = stores.iter().map(|s| f.ty(s.1)).min_by_key(|t| std::cmp::Reverse(t.axes.len())).unwrap_or(f.ty(stores[0].1));
+        let first = stores.iter().map(|s| f.ty(s.1)).rev().max_by_key(|t| t.axes.len()).ok_or_else(|| Why::Fatal(Error::new(format!("fuse: `{}` has no results", f.name))))?;
         let mut order: Vec<Axis> = vec![];
         // In order of appearance, which no name changes.
         for (n, _) in stores.iter().flat_map(|s| &s.2.of) {

@@ -22,7 +22,7 @@ use std::rc::Rc;
 pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
     let (mut wide, mut narrow) = (false, false);
     floats(f, &mut wide, &mut narrow, &mut vec![]);
-    let wide = wide && narrow && options.double && options.compute != DType::F64;
+    let wide = wide && narrow && options.compute != DType::F64;
     let mut s = Sequencer { options, wide, out: Sequence::default(), cuts: HashMap::new(), fused: vec![], pieces: HashMap::new() };
     let params = f.params.iter().map(|p| {
         let ty = f.ty(p.var);
@@ -188,7 +188,7 @@ impl Sequencer<'_> {
         if *pieces > 1 {
             f.name = format!("{}_{pieces}", f.name).into();
         }
-        let simple = simplify_for(&f, &self.options)?.0;
+        let simple = simplify_for(&f, self.options)?.0;
         crate::verify(&simple, "simplify").map_err(Error::new)?;
         let mut options = Options { stored: Default::default(), ..self.options.clone() };
         for (p, d) in f.params.iter().zip(&inputs).filter(|(p, _)| f.ty(p.var).dtype.is_float()) {

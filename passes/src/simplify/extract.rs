@@ -20,7 +20,7 @@ use ir::types::Type;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What every dimension is taken to be: it has many divisors, and fits into a tile.
-const NOMINAL: i64 = 720;
+pub const NOMINAL: i64 = 720;
 /// The most candidates that are fused.
 const TRIES: usize = 48;
 /// Up to so many equations; a function of twice as many, whose fusion takes some four times as long, has a quarter of the candidates.

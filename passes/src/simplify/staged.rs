@@ -6,8 +6,8 @@
 
 use super::{Simplified, simplify};
 use crate::ad::copy;
+use crate::ad::remat::{Keep, Split, split};
 use crate::fuse::Options;
-use crate::ad::remat::{Keep, split};
 use ir::builder::Builder;
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -20,11 +20,14 @@ use std::collections::BTreeMap;
 /// Those of [`simplify`].
 pub fn simplify_for(f: &Function, options: &Options) -> Result<(Function, Vec<Simplified>), Error> {
     let late = cotangents(f);
-    if options.scratch || late.is_empty() || !f.callees().is_empty() {
-        let s = simplify(f)?;
-        return Ok((s.function.clone(), vec![s]));
+    if !(options.scratch || late.is_empty() || !f.callees().is_empty()) {
+        let halves = split(f, &late, Keep::Narrow)?;
+        if !halves.forward.results.is_empty() && !halves.backward.results.is_empty() {
+            return staged(f, &halves);
+        }
     }
-    staged(f, &late)
+    let s = simplify(f)?;
+    Ok((s.function.clone(), vec![s]))
 }
 
 /// Parameters that are cotangents, by their suffix, or tangents of these.
@@ -33,17 +36,9 @@ fn cotangents(f: &Function) -> Vec<Name> {
     f.params.iter().map(|p| p.name.clone()).filter(is).collect()
 }
 
-/// `f` as one function again, of which what depends on the parameters `late` was simplified apart from the rest: same parameters, results and
-/// meaning to rounding; and how. What is stored between the halves is for `fuse` to decide.
-///
-/// # Errors
-/// A name that is no parameter; otherwise those of [`simplify`].
-pub fn staged(f: &Function, late: &[Name]) -> Result<(Function, Vec<Simplified>), Error> {
-    let halves = split(f, late, Keep::Narrow)?;
-    if halves.forward.results.is_empty() || halves.backward.results.is_empty() {
-        let s = simplify(f)?;
-        return Ok((s.function.clone(), vec![s]));
-    }
+/// `f` as one function again, of which the halves were simplified each by itself: same parameters, results and meaning to rounding; and how.
+/// What is stored between the halves is for `fuse` to decide.
+fn staged(f: &Function, halves: &Split) -> Result<(Function, Vec<Simplified>), Error> {
     let mut b = Builder::new(f.name.clone());
     let mut values: BTreeMap<Name, Var> = f.params.iter().map(|p| (p.name.clone(), b.param(p.name.clone(), f.ty(p.var).clone()))).collect();
     let lost = |n: &Name| Error::new(format!("simplify: `{n}` is in neither half of `{}`", f.name));

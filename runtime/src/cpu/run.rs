@@ -81,7 +81,7 @@ impl Execution {
     /// # Errors
     /// A tensor that is not what the plan says: its name, and both sides.
     pub fn run_into(&self, pool: &Pool, params: &[&Tensor], results: &mut [&mut Tensor]) -> Result<(), Error> {
-        self.each(pool, params, results, |launch| launch())
+        self.each(pool, params, results, |_| ())
     }
     /// Runs every launch, and says how many seconds each took, in order.
     ///
@@ -90,15 +90,11 @@ impl Execution {
     pub fn profile(&self, pool: &Pool, params: &[&Tensor]) -> Result<Vec<f64>, Error> {
         let mut results = self.results()?;
         let mut seconds = Vec::with_capacity(self.plan.launches.len());
-        self.each(pool, params, &mut results.iter_mut().collect::<Vec<_>>(), |launch| {
-            let start = Instant::now();
-            launch();
-            seconds.push(start.elapsed().as_secs_f64());
-        })?;
+        self.each(pool, params, &mut results.iter_mut().collect::<Vec<_>>(), |t| seconds.push(t.as_secs_f64()))?;
         Ok(seconds)
     }
-    /// Every launch in order, each by `run`.
-    fn each(&self, pool: &Pool, params: &[&Tensor], results: &mut [&mut Tensor], mut run: impl FnMut(&dyn Fn())) -> Result<(), Error> {
+    /// Every launch in order; what each took is told to `took`.
+    fn each(&self, pool: &Pool, params: &[&Tensor], results: &mut [&mut Tensor], mut took: impl FnMut(Duration)) -> Result<(), Error> {
         let p = &self.plan;
         let fits = |what: &str, list: &[usize], n: usize| if list.len() == n { Ok(()) } else { Err(Error::new(format!("the plan has {} {what}, but {n} given", list.len()))) };
         fits("parameters", &p.params, params.len())?;
@@ -131,8 +127,10 @@ impl Execution {
             let start = Instant::now();
             // SAFETY: dtypes and shapes are the signature's. Parameters are only read. What is written is a result, ours by `&mut`, or
             // lies in the arena, where no buffer of the same launch overlaps it.
-            run(&|| unsafe { self.kernels[l.kernel].launch_prepared(pool, &pointers, &self.prepared[l.kernel]) });
-            launched += start.elapsed();
+            unsafe { self.kernels[l.kernel].launch_prepared(pool, &pointers, &self.prepared[l.kernel]) };
+            let time = start.elapsed();
+            took(time);
+            launched += time;
         }
         self.launched.fetch_add(launched.as_nanos() as u64, Ordering::Relaxed);
         Ok(())

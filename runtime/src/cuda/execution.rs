@@ -8,8 +8,6 @@ use cudarc::driver::sys;
 use ir::artifact::GpuSignature;
 use ir::diagnostic::Error;
 use ir::tensor::Tensor;
-use std::collections::BTreeMap;
-use std::rc::Rc;
 
 fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
     move |e| Error::new(format!("cuda: {what}: {e}"))
@@ -20,21 +18,10 @@ pub struct Execution {
     plan: Plan,
     /// Alive as long as the graph.
     _kernels: Vec<Kernel>,
-    params: Vec<Rc<Memory>>,
-    results: Vec<Rc<Memory>>,
-    _arena: Rc<Memory>,
+    params: Vec<Memory>,
+    results: Vec<Memory>,
+    _arena: Memory,
     graph: Graph,
-}
-
-/// Memory that a plan has in common with others: weights that several programs read, gradients that another one reads, the arena of programs that never run at once.
-#[derive(Clone, Debug, Default)]
-pub struct Shared {
-    /// Of parameters, by their number.
-    pub params: BTreeMap<usize, Rc<Memory>>,
-    /// Of results, by their number.
-    pub results: BTreeMap<usize, Rc<Memory>>,
-    /// The arena.
-    pub arena: Option<Rc<Memory>>,
 }
 
 /// A graph of launches, and the stream it runs on.
@@ -66,26 +53,15 @@ impl Execution {
     /// # Errors
     /// Kernels that are not the plan's, too little memory, or the driver's.
     pub fn new(gpu: &Gpu, plan: Plan, kernels: Vec<Kernel>) -> Result<Execution, Error> {
-        Execution::sharing(gpu, plan, kernels, &Shared::default())
-    }
-    /// The same with memory that others have, too; the rest is allocated.
-    ///
-    /// # Errors
-    /// Those of [`Execution::new`]; memory that is too small for what it shall hold.
-    pub fn sharing(gpu: &Gpu, plan: Plan, kernels: Vec<Kernel>, shared: &Shared) -> Result<Execution, Error> {
         if kernels.len() != plan.kernels.len() {
             return Err(Error::new(format!("the plan has {} kernels, but {} given", plan.kernels.len(), kernels.len())));
         }
         let signatures: Vec<&GpuSignature> = kernels.iter().map(Kernel::signature).collect();
         plan.fits(&signatures)?;
-        let memory = |given: Option<&Rc<Memory>>, bytes: usize, what: &str| match given {
-            Some(m) if m.bytes() < bytes => Err(Error::new(format!("cuda: {what} needs {bytes} bytes, but shares memory of {}", m.bytes()))),
-            Some(m) => Ok(m.clone()),
-            None => Memory::filled(gpu, bytes, 0xff).map(Rc::new),
-        };
-        let all = |list: &[usize], given: &BTreeMap<usize, Rc<Memory>>| list.iter().enumerate().map(|(i, b)| memory(given.get(&i), plan.buffers[*b].bytes(), &plan.buffers[*b].name)).collect::<Result<Vec<_>, _>>();
-        let (params, results) = (all(&plan.params, &shared.params)?, all(&plan.results, &shared.results)?);
-        let arena = memory(shared.arena.as_ref(), plan.arena, "the arena")?;
+        let filled = |b: &usize| Memory::filled(gpu, plan.buffers[*b].bytes(), 0xff);
+        let params = plan.params.iter().map(filled).collect::<Result<Vec<_>, _>>()?;
+        let results = plan.results.iter().map(filled).collect::<Result<Vec<_>, _>>()?;
+        let arena = Memory::filled(gpu, plan.arena, 0xff)?;
         let stream = Stream(result::stream::create(result::stream::StreamKind::Default).map_err(failed("stream"))?);
         // SAFETY: the stream is ours and idle; what is launched while it records only becomes a part of the graph.
         unsafe { result::stream::begin_capture(stream.0, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) }.map_err(failed("graph"))?;
@@ -128,14 +104,6 @@ impl Execution {
             return Err(Error::new(format!("`{}` is {} {:?}, but the tensor is {} {:?}", b.name, b.dtype, b.shape, t.dtype(), t.shape())));
         }
         self.params[i].write(&t.to_bytes())
-    }
-    /// Memory of parameter number `i`, if there is such a parameter.
-    pub fn param(&self, i: usize) -> Option<&Rc<Memory>> {
-        self.params.get(i)
-    }
-    /// Memory of result number `i`, if there is such a result.
-    pub fn result_memory(&self, i: usize) -> Option<&Rc<Memory>> {
-        self.results.get(i)
     }
     /// Runs all launches, and waits for them.
     ///

@@ -42,14 +42,6 @@ impl Gpu {
         }
         Ok(Gpu { device })
     }
-    /// Bytes of the device's memory that are in use, by whomever, and all of it.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn used(&self) -> Result<(usize, usize), Error> {
-        let (free, total) = result::mem_get_info().map_err(failed("memory"))?;
-        Ok((total - free, total))
-    }
     /// Waits for everything launched so far.
     ///
     /// # Errors
@@ -123,21 +115,6 @@ impl Memory {
     pub fn fill(&self, with: u8) -> Result<(), Error> {
         // SAFETY: within the allocation.
         unsafe { result::memset_d8_sync(self.address, with, self.bytes) }.map_err(failed("fill"))
-    }
-    /// How many bytes it has.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-    /// Copies the first `bytes` of another one into its first, both being on the device.
-    ///
-    /// # Errors
-    /// More than one of them has; the driver's.
-    pub fn copy(&self, from: &Memory, bytes: usize) -> Result<(), Error> {
-        if bytes > self.bytes || bytes > from.bytes {
-            return Err(Error::new(format!("cuda: a copy of {bytes} bytes from {} to {}", from.bytes, self.bytes)));
-        }
-        // SAFETY: within both allocations.
-        unsafe { result::memcpy_dtod_sync(self.address, from.address, bytes) }.map_err(failed("copy on the device"))
     }
     /// Writes its first bytes.
     ///

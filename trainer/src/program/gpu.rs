@@ -1,6 +1,7 @@
 //! A program compiled for GPUs: on a CUDA device, where parameters, results and what lies between them stay between runs, or in the PTX machine in software, which runs the
 //! same kernels by the same plan without a device.
 
+use super::kernels::{cores, each_on};
 use super::{On, Options};
 use codegen::GpuTarget;
 use codegen::nvptx::{self, Compiled};
@@ -15,11 +16,14 @@ use runtime::sim;
 use runtime::cuda;
 #[cfg(feature = "cuda")]
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
-/// How `f` is fused for a GPU, its parameters stored as `dtype`.
+/// How to fuse for a GPU, for parameters stored as `dtype`.
+pub fn fused(dims: &Bindings, dtype: DType) -> fuse::Options {
+    fuse::Options { fits: Some(nvptx::fits), ..fuse::Options::stored(dims, dtype) }
+}
+/// The same for a function that may say which of its parameters are wider.
 pub fn options(f: &Function, dims: &Bindings, dtype: DType) -> fuse::Options {
-    super::wide(f, fuse::Options { fits: Some(nvptx::fits), ..fuse::Options::stored(dims, dtype) }, dtype)
+    super::wide(f, fused(dims, dtype), dtype)
 }
 
 pub(super) enum Gpu {
@@ -50,7 +54,7 @@ impl Gpu {
         #[cfg(feature = "cuda")]
         {
             let gpu = cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
-            let target = GpuTarget::named(cuda::architecture()?).map_err(|e| e.to_string())?;
+            let target = GpuTarget::named(cuda::first()?.architecture()?).map_err(|e| e.to_string())?;
             let load = |k: &Compiled| cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature);
             let kernels = compile(&sequence.programs, &target, dims)?.iter().map(load).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
             let has = RefCell::new(vec![0; plan.params.len()]);
@@ -97,11 +101,5 @@ impl OnDevice {
 /// # Errors
 /// The first program that has no form, and why.
 pub fn compile(programs: &[ir::tile::Program], target: &GpuTarget, dims: &Bindings) -> Result<Vec<Compiled>, String> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(programs.len().max(1));
-    let done: BTreeMap<usize, Result<Compiled, String>> = std::thread::scope(|s| {
-        let share = |at: usize| move || (at..programs.len()).step_by(threads).map(|i| (i, nvptx::compile_at(&programs[i], target, dims, false).map_err(|e| e.to_string()))).collect::<Vec<_>>();
-        let workers: Vec<_> = (0..threads).map(|at| s.spawn(share(at))).collect();
-        workers.into_iter().flat_map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
-    });
-    done.into_values().collect()
+    each_on(cores(), programs, |p| nvptx::compile_at(p, target, dims, false).map_err(|e| e.to_string()))
 }

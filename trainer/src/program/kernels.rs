@@ -1,10 +1,9 @@
 //! Block programs to loaded kernels for this CPU, through the cache.
 
 use ir::tile::Program;
+use rayon::prelude::*;
 use runtime::cache::{Cache, Source, key};
 use runtime::cpu::Kernel;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A kernel for each of `programs`, and where each came from: the cache, or the compiler, which runs on all cores. What the cache has to say
 /// about a bad entry goes to standard error.
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// # Errors
 /// Those of the compiler and of the loader, of the first program that has one.
 pub fn compile(programs: &[Program], target: &codegen::Target, cache: &Cache) -> Result<Vec<(Kernel, Source)>, String> {
-    compile_on(std::thread::available_parallelism().map_or(1, usize::from), programs, target, cache)
+    compile_on(cores(), programs, target, cache)
 }
 
 /// The same on so many threads: what comes out does not depend on how many.
@@ -28,18 +27,21 @@ pub fn compile_on(threads: usize, programs: &[Program], target: &codegen::Target
         }
         Ok((Kernel::load(&artifact).map_err(|e| e.to_string())?, source))
     };
-    let done: Vec<Mutex<Option<Result<_, String>>>> = programs.iter().map(|_| Mutex::new(None)).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((p, out)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| programs.get(i).zip(done.get(i))) {
-            *out.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(one(p));
-        }
-    };
-    std::thread::scope(|s| {
-        (1..threads.min(programs.len())).for_each(|_| {
-            s.spawn(work);
-        });
-        work();
-    });
-    done.into_iter().map(|m| m.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).unwrap_or_else(|| Err("a kernel was not compiled".into()))).collect()
+    each_on(threads, programs, one)
+}
+
+/// What `one` makes of each program, in their order, on so many threads.
+///
+/// # Errors
+/// That of the first program that has one.
+pub(super) fn each_on<T: Send>(threads: usize, programs: &[Program], one: impl Fn(&Program) -> Result<T, String> + Sync) -> Result<Vec<T>, String> {
+    // LLVM has the stack that a main thread has.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.min(programs.len()).max(1)).stack_size(8 << 20).build().map_err(|e| e.to_string())?;
+    // First all, then the first error: which one that is does not depend on the threads.
+    pool.install(|| programs.par_iter().map(&one).collect::<Vec<_>>()).into_iter().collect()
+}
+
+/// Threads that the machine has.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
