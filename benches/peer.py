@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Both sides in one run: `pushforward bench` and PyTorch, alternating, with PyTorch's SGEMM before, between and after.
 
-Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan] [--json OUT.json]
+Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan,block] [--json OUT.json]
 Needs PyTorch (`./dev peer` installs it into target/peer) and a built `target/release/pushforward`.
 Machines are noisy: read the ratios, not the milliseconds. GFLOP/s count 12 N^2 d per head for the JVP of attention, 4 N^2 d for its
 forward, 14 N^2 d for forward and backward (2 products and 5); causal counts N(N+1)/2 pairs. PyTorch's side of the backward is the
@@ -111,13 +111,18 @@ CASES = {
 SMALL_WAN = dict(networks.WAN, num_attention_heads=3, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=512, freq_dim=256, ffn_dim=2240, num_layers=6,
                  image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=1024)
 
+# One block at the widths of Wan2.1-1.3B, of as many tokens.
+BLOCK = dict(SMALL_WAN, num_attention_heads=12, ffn_dim=8960, num_layers=1)
+NETWORKS = {"wan": (SMALL_WAN, ["forward", "jvp", "gradients"]), "block": (BLOCK, ["forward", "jvp"])}
 
-def small_wan(a):
+
+def network(key, a):
     """Forward, JVP along (latent, time) and gradients of all weights, ours and PyTorch's over the same network and numbers, alternating."""
-    folder = ROOT / "target/peer_wan"
+    config, parts = NETWORKS[key]
+    folder = ROOT / f"target/peer_{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    w = networks.draw(SMALL_WAN, 0)
-    (folder / "config.json").write_text(json.dumps(SMALL_WAN))
+    w = networks.draw(config, 0)
+    (folder / "config.json").write_text(json.dumps(config))
     networks.save(folder / "diffusion_pytorch_model.safetensors", w, {"format": "pt"})
     case = dict(hidden_states=torch.randn(1, 16, 8, 32, 32), timestep=torch.tensor([500.0]), encoder_hidden_states=torch.randn(1, 512, 512))
     tangents = {"hidden_states.t": torch.randn(1, 16, 8, 32, 32), "timestep.t": torch.tensor([3.0])}
@@ -130,7 +135,7 @@ def small_wan(a):
         return out["seconds"], networks.load(folder / "out.safetensors")[0]
 
     x = tuple(case.values())
-    f = lambda *x: networks.wan(SMALL_WAN, w, *x)
+    f = lambda *x: networks.wan(config, w, *x)
     formula = networks.attend
 
     def forward():
@@ -153,17 +158,19 @@ def small_wan(a):
     off = lambda got, want: ((got - want).norm() / want.norm()).item()
     results = {}
     flops = json.loads(subprocess.run([str(ROOT / "target/release/pushforward"), "net", str(folder), "--explain", "--json", "--dim", "T=8,H=32,W=32"], check=True, capture_output=True, text=True).stdout)["sizes"][0]["flop_ratio"]
-    weights = ",".join(networks.shapes(SMALL_WAN))
-    for name, peer, options in [("forward", forward, []), ("jvp", jvp, ["--jvp", "hidden_states,timestep"]), ("gradients", gradients, ["--vjp", weights])]:
+    weights = ",".join(networks.shapes(config))
+    cases = {"forward": (forward, []), "jvp": (jvp, ["--jvp", "hidden_states,timestep"]), "gradients": (gradients, ["--vjp", weights])}
+    for name in parts:
+        peer, options = cases[name]
         (first, got), theirs = ours(*options), median_seconds(peer, max(3, a.runs // 2))
         second, _ = ours(*options)
         want, seconds = peer(), statistics.median([first, second])
         error = {"forward": lambda: off(got["out"], want), "jvp": lambda: off(got["out.t"], want[1]), "gradients": lambda: max(off(got[k + ".ct"], v) for k, v in want.items())}[name]()
-        results["wan_" + name] = {"seconds": seconds, "peer_seconds": theirs, "relative_difference": error}
-        print(f"wan {name:<10}: {seconds * 1e3:8.1f} ms; PyTorch {theirs * 1e3:8.1f} ms, {theirs / seconds:.2f}x (they differ by {error:.1e})", flush=True)
-    ratio = results["wan_jvp"]["seconds"] / results["wan_forward"]["seconds"]
-    results["wan_tangent_cost"] = {"time_ratio": ratio, "flop_ratio": flops}
-    print(f"wan JVP over forward: {ratio:.2f} of time, {flops:.2f} of operations: {ratio / flops:.2f}", flush=True)
+        results[f"{key}_{name}"] = {"seconds": seconds, "peer_seconds": theirs, "relative_difference": error}
+        print(f"{key} {name:<10}: {seconds * 1e3:8.1f} ms; PyTorch {theirs * 1e3:8.1f} ms, {theirs / seconds:.2f}x (they differ by {error:.1e})", flush=True)
+    ratio = results[f"{key}_jvp"]["seconds"] / results[f"{key}_forward"]["seconds"]
+    results[f"{key}_tangent_cost"] = {"time_ratio": ratio, "flop_ratio": flops}
+    print(f"{key} JVP over forward: {ratio:.2f} of time, {flops:.2f} of operations: {ratio / flops:.2f}", flush=True)
     return results
 
 
@@ -171,7 +178,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--only", default=",".join([*CASES, "wan"]))
+    p.add_argument("--only", default=",".join([*CASES, *NETWORKS]))
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -179,8 +186,8 @@ def main():
     results = {}
     print(f"PyTorch {torch.__version__}, {a.threads} threads, medians of {a.runs}")
     for name in a.only.split(","):
-        if name == "wan":
-            results.update(small_wan(a))
+        if name in NETWORKS:
+            results.update(network(name, a))
             continue
         what, file, function, transforms, dims, flops, peer, peer_runs = CASES[name]
         gemm = [sgemm()]
