@@ -94,7 +94,7 @@ impl Partition<'_> {
                 let times: f64 = lacks.iter().map(|p| (self.size(p) / self.tile(k, p)).ceil()).product();
                 let elements = self.product(self.f.ty(*a).axes.iter().cloned());
                 let (cone, behind) = (self.cone(&[*a], k), self.reach(&[*a], |_| false));
-                let cost: f64 = cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))).filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum();
+                let cost = self.all_operations(cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))));
                 if cost > LITTLE * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
                     let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                     return Some(Why::Cut(vec![*a], format!("instances along {} would make it, {:.0} operations an element each time", axes.join(", "), cost / elements)));
@@ -102,6 +102,27 @@ impl Partition<'_> {
             }
         }
         None
+    }
+
+    /// Operations that kernel `k` has less if `v` is in memory.
+    pub(super) fn without(&self, k: &Kernel, v: Var) -> f64 {
+        let roots: Vec<Var> = k.stores.iter().map(|s| s.1).collect();
+        let (all, rest) = (self.reach(&roots, |_| false), self.reach(&roots, |u| u == v));
+        self.all_operations(all.difference(&rest))
+    }
+    /// What is saved by storing `v`, without which its `times` kernels have `less` operations; if that is more than to make it once, a write, their reads
+    /// and a kernel more.
+    pub(super) fn saved_by_storing(&self, v: Var, less: f64, times: usize) -> Option<f64> {
+        let e = &self.f.eqns[self.definitions[v.index()]?];
+        if !matches!(e.op, Prim::Contract(_) | Prim::Reduce(..) | Prim::Elementwise(_)) || !self.bounded(v) {
+            return None;
+        }
+        let elements = self.product(self.f.ty(v).axes.iter().cloned());
+        let once = self.all_operations(&self.reach(&[v], |_| false));
+        Some(less - once - 0.5 * STORED * elements * (times + 1) as f64 - LAUNCH).filter(|s| *s > 0.0)
+    }
+    fn all_operations<'v>(&self, values: impl IntoIterator<Item = &'v Var>) -> f64 {
+        values.into_iter().filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum()
     }
 
     /// Elements of a parallel axis that share what an instance makes.
