@@ -58,7 +58,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let o = p.options;
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
-    let lane_x = (k.resident && k.x.is_some()) || k.owned.is_some();
+    let lane_x = (k.resident && !k.down && k.x.is_some()) || k.owned.is_some();
     let (dots_inside, apart) = inner_dots(p, k);
     // Products that the streamed axis keeps apart have their rows from another one.
     let apart = apart && o.scratch && k.owned.is_none() && tiled > 1;
@@ -96,7 +96,9 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     if let Some(x) = &k.x {
         let role = if k.resident {
             let n = x.size.eval(&o.dims).map_err(|e| Error::new(e.to_string()))?;
-            lanes = Some(AxisId(axes.len() as u32));
+            if !k.down {
+                lanes = Some(AxisId(axes.len() as u32));
+            }
             Role::Full(bake(x, n))
         } else {
             Role::Stream(if apart { 1 } else { stream })
