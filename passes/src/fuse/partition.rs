@@ -407,7 +407,16 @@ impl Partition<'_> {
                 let x_short = x.as_ref().is_some_and(|x| self.whole(x, self.options.full).is_some());
                 self.contiguous(&closure, &is_x, &parallel).filter(|_| x_short).and_then(|n| order.iter().position(|a| a.name == n)).filter(|p| !short(&order[*p]))
             } else {
-                order.last().filter(|a| short(a) && !stats.is_empty()).and_then(|_| order.iter().rposition(|a| !short(a)))
+                let last = order.last().map(|a| a.name.clone());
+                let full = |a: &Axis| a.size.eval(&self.options.dims).is_ok_and(|n| n >= self.options.lanes as i64);
+                // Where nothing but sums of products is made, both operands of which are short of an axis, either's axis may lie in lanes.
+                let other = |a: &Axis| full(a) && last.as_ref().is_some_and(|l| self.apart(stats.keys(), l, &a.name));
+                let narrow = order.last().filter(|a| !stats.is_empty() && !full(a) && a.size.eval(&self.options.dims).is_ok());
+                match narrow {
+                    Some(_) if !dots_inside && order.iter().any(other) => order.iter().rposition(other),
+                    Some(a) if short(a) => order.iter().rposition(|a| !short(a)),
+                    _ => None,
+                }
             };
             if let Some(at) = lanes {
                 let axis = order.remove(at);
@@ -443,6 +452,13 @@ impl Partition<'_> {
         let mut axes = reads.iter().filter(|s| s.of.len() == most && most > 0).map(beside);
         let first = axes.next()??;
         axes.all(|a| a.as_ref() == Some(&first)).then_some(first)
+    }
+    /// Whether one of the `sums` is of products whose one operand has `lane` and not `n`, and whose other has `n` and not `lane`.
+    pub(super) fn apart<'v>(&self, sums: impl Iterator<Item = &'v Var>, lane: &Name, n: &Name) -> bool {
+        let products = sums.filter_map(|v| self.eqn(*v)).filter(|e| matches!(e.op, Prim::Contract(_)));
+        let pairs: Vec<(Var, Var)> = products.filter_map(|e| Some((*e.args.first()?, *e.args.get(1)?))).collect();
+        let has = |v: Var, n: &Name| self.f.ty(v).has(n);
+        pairs.iter().any(|(a, b)| [(*a, *b), (*b, *a)].iter().any(|(with, other)| has(*with, lane) && !has(*with, n) && has(*other, n) && !has(*other, lane)))
     }
     /// Whether `v` sums products over axis `n` alone, both operands having it, and the result an axis of one of them only.
     fn product_over(&self, v: Var, n: Option<&Name>) -> bool {
