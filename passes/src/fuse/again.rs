@@ -22,6 +22,8 @@ const LITTLE: f64 = 4.0;
 /// The longest sum inside a loop over weights: an instance copies them for its rows (12 bytes an element of the sum and of x), which
 /// for about 192 rows is as much as writing and reading what they make.
 const INSIDE: f64 = 128.0;
+/// The share of their products' time that two kernels lose when they become one whose tiles crowd the cache.
+const CROWDED: f64 = 0.02;
 /// How many times the elements of a parameter or result something may have to be stored.
 const WIDER: f64 = 8.0;
 
@@ -94,7 +96,7 @@ impl Partition<'_> {
                 let times: f64 = lacks.iter().map(|p| (self.size(p) / self.tile(k, p)).ceil()).product();
                 let elements = self.product(self.f.ty(*a).axes.iter().cloned());
                 let (cone, behind) = (self.cone(&[*a], k), self.reach(&[*a], |_| false));
-                let cost: f64 = cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))).filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum();
+                let cost = self.all_operations(cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))));
                 if cost > LITTLE * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
                     let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                     return Some(Why::Cut(vec![*a], format!("instances along {} would make it, {:.0} operations an element each time", axes.join(", "), cost / elements)));
@@ -102,6 +104,37 @@ impl Partition<'_> {
             }
         }
         None
+    }
+
+    /// Operations that kernel `k` has less if `v` is in memory.
+    pub(super) fn without(&self, k: &Kernel, v: Var) -> f64 {
+        let roots: Vec<Var> = k.stores.iter().map(|s| s.1).collect();
+        let (all, rest) = (self.reach(&roots, |_| false), self.reach(&roots, |u| u == v));
+        self.all_operations(all.difference(&rest))
+    }
+    /// What is saved by storing `v`, without which its `times` kernels have `less` operations; if that is more than to make it once, a write, their reads
+    /// and a kernel more.
+    pub(super) fn saved_by_storing(&self, v: Var, less: f64, times: usize) -> Option<f64> {
+        let e = &self.f.eqns[self.definitions[v.index()]?];
+        if !matches!(e.op, Prim::Contract(_) | Prim::Reduce(..) | Prim::Elementwise(_)) || !self.bounded(v) {
+            return None;
+        }
+        let elements = self.product(self.f.ty(v).axes.iter().cloned());
+        let once = self.all_operations(&self.reach(&[v], |_| false));
+        Some(less - once - 0.5 * STORED * elements * (times + 1) as f64 - LAUNCH).filter(|s| *s > 0.0)
+    }
+    /// Whether two kernels are better as one: what both make is made once, what both read is read once, and a launch is saved; their products
+    /// have fewer panels in the cache.
+    pub(super) fn worth_joining<'v>(&self, a: &Kernel, b: &Kernel, common: impl Iterator<Item = &'v Var>) -> bool {
+        let made = |k: &Kernel| self.reach(&k.stores.iter().map(|s| s.1).collect::<Vec<Var>>(), |_| false);
+        let products = |made: &BTreeSet<Var>| self.all_operations(made.iter().filter(|v| matches!(self.definitions[v.index()].map(|i| &self.f.eqns[i].op), Some(Prim::Contract(_)))));
+        let (one, other) = (made(a), made(b));
+        let shared: f64 = common.map(|v| self.product(self.f.ty(*v).axes.iter().cloned())).sum();
+        let gain = self.all_operations(one.intersection(&other)) + 0.5 * STORED * shared + LAUNCH;
+        gain > CROWDED * (products(&one) + products(&other))
+    }
+    fn all_operations<'v>(&self, values: impl IntoIterator<Item = &'v Var>) -> f64 {
+        values.into_iter().filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum()
     }
 
     /// Elements of a parallel axis that share what an instance makes.

@@ -1,7 +1,7 @@
 //! Sums that share an operand, gathered.
 //!
 //! ```text
-//! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside
+//! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside; so for (a·w)·u₂, w with u₂'s axes
 //! known    c₁·Σ_x u₁ ± c₂·Σ_x u₂          =>  Σ_x K                     K = c₁·u₁ ± c₂·u₂ is an equation of the function
 //! ```
 //!
@@ -235,22 +235,41 @@ impl Gather<'_> {
         if self.terms(e.out, false, &mut terms).is_none() || terms.windows(2).any(|w| w[0].over != w[1].over) {
             return Ok(None);
         }
-        let Some(shared) = [terms[0].a, terms[0].b].into_iter().find(|s| terms.iter().all(|t| t.a == *s || t.b == *s)) else { return Ok(None) };
-        let first = terms[0].a == shared;
+        // What all of them multiply by: an operand, or a factor of one, whose other factors then go to the other side.
+        let factors = |v: Var| {
+            let mut p = Product::default();
+            self.product(v, &mut p, false);
+            p
+        };
+        let side = |t: &Term, s: Var| [(t.a, t.b), (t.b, t.a)].into_iter().find(|(with, _)| *with == s).or_else(|| [(t.a, t.b), (t.b, t.a)].into_iter().find(|(with, _)| factors(*with).above.contains(&s)));
+        let summed = |s: &Var| terms[0].over.iter().all(|n| self.f.ty(*s).has(n));
+        let candidates = [terms[0].a, terms[0].b].into_iter().chain(factors(terms[0].a).above).chain(factors(terms[0].b).above).filter(summed);
+        let mut found: Option<(Var, Vec<(Var, Var)>)> = None;
+        for s in candidates {
+            if let (None, Some(sides)) = (&found, terms.iter().map(|t| side(t, s)).collect::<Option<Vec<_>>>()) {
+                found = Some((s, sides));
+            }
+        }
+        let Some((shared, sides)) = found else { return Ok(None) };
+        let first = terms[0].a == sides[0].0;
         let mut bodies: Vec<Product> = vec![];
-        for t in &terms {
-            let u = if t.a == shared { t.b } else { t.a };
+        for (t, (with, u)) in terms.iter().zip(&sides) {
+            let mut rest = if *with == shared { Product { above: vec![shared], ..Product::default() } } else { factors(*with) };
+            if let Some(i) = rest.above.iter().position(|x| *x == shared) {
+                rest.above.remove(i);
+            }
             // Nothing becomes wider than the operand is.
-            if t.c.above.iter().chain(&t.c.below).any(|x| !self.f.ty(u).covers(self.f.ty(*x))) {
+            if t.c.above.iter().chain(&t.c.below).chain(&rest.above).chain(&rest.below).any(|x| !self.f.ty(*u).covers(self.f.ty(*x))) {
                 return Ok(None);
             }
-            bodies.push(Product { negative: t.c.negative, ..Product::default() });
+            rest.negative ^= t.c.negative;
+            bodies.push(rest);
         }
         // What all coefficients have stays outside, and what all bodies have is their factor.
         let mut coefficients: Vec<Product> = terms.iter().map(|t| t.c.clone()).collect();
         let outside = common(&mut coefficients);
-        for ((body, c), t) in bodies.iter_mut().zip(coefficients).zip(&terms) {
-            self.product(if t.a == shared { t.b } else { t.a }, body, false);
+        for ((body, c), (_, u)) in bodies.iter_mut().zip(coefficients).zip(&sides) {
+            self.product(*u, body, false);
             body.above.extend(c.above);
             body.below.extend(c.below);
         }

@@ -53,18 +53,31 @@ struct Lower<'a> {
     centers: BTreeMap<Var, Center>,
 }
 
+/// Carried sums of products for which an instance has all its rows: accumulators of 128 rows leave four of them two panels of half a megabyte.
+const SUMS: usize = 3;
+
 /// Writes the block program of kernel number `number`.
 pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program, Error> {
     let o = p.options;
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
-    let lane_x = (k.resident && k.x.is_some()) || k.owned.is_some();
+    let lane_x = (k.resident && !k.down && k.x.is_some()) || k.owned.is_some();
     let (dots_inside, apart) = inner_dots(p, k);
     // Products that the streamed axis keeps apart have their rows from another one.
     let apart = apart && o.scratch && k.owned.is_none() && tiled > 1;
     let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
     let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
     let row = row_axis(p, k);
+    // Many sums at once leave an instance few panels, so that rows and weights are copied for few of them: half the rows then.
+    let rows = if matmul && o.scratch && !lane_x && carried_products(p, k) > SUMS { (rows / 2).max(1) } else { rows };
+    // A row axis that does not fill its tile shares it with the next one, so that what has lanes is read once for all of these rows.
+    let beside = row.as_ref().filter(|_| matmul && o.scratch && !lane_x).and_then(|r| {
+        let n = k.parallel.iter().find(|a| a.name == *r)?.size.eval(&o.dims).ok()?.max(1) as usize;
+        let next = apart_axes(p, k).into_iter().find(|a| a != r)?;
+        Some((next, rows / n)).filter(|(_, tile)| *tile > 1)
+    });
+    // And a streamed axis shares its tile with what is summed beside it.
+    let stream = if matmul && o.scratch { (stream / summed_beside(p, k)).max(1) } else { stream };
     for (i, a) in k.parallel.iter().enumerate() {
         // The lane axis, the one that has rows, the others.
         let from_last = match tiled - 1 - i {
@@ -76,8 +89,11 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
             (true, 0) if k.owned.is_none() => Role::Block(rows),
+            // Rows of products lie along an axis in whole where no axis keeps the operands apart: a batch, of which there may be one.
+            (false, 1) if matmul && o.scratch && row.is_none() => Role::Grid,
             (false, 1) if !dots_inside => Role::Block(rows),
             (false, 1) if apart => Role::Block(o.stream),
+            _ if beside.as_ref().is_some_and(|(n, _)| *n == a.name) => Role::Block(beside.as_ref().map_or(1, |b| b.1)),
             // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
         };
@@ -96,7 +112,9 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     if let Some(x) = &k.x {
         let role = if k.resident {
             let n = x.size.eval(&o.dims).map_err(|e| Error::new(e.to_string()))?;
-            lanes = Some(AxisId(axes.len() as u32));
+            if !k.down {
+                lanes = Some(AxisId(axes.len() as u32));
+            }
             Role::Full(bake(x, n))
         } else {
             Role::Stream(if apart { 1 } else { stream })
@@ -148,12 +166,27 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
 /// are used more than once: the nearest one that one operand has, and the operand with lanes has not. Lengths of a batch before
 /// the lanes are of the same operand as these.
 fn row_axis(p: &Partition, k: &Kernel) -> Option<Name> {
-    let (lane, rest) = k.parallel.split_last()?;
-    let products = k.stats.keys().filter_map(|v| p.definitions[v.index()]).map(|i| &p.f.eqns[i]).filter(|e| matches!(e.op, Prim::Contract(_)));
-    let pairs: Vec<(Var, Var)> = products.filter_map(|e| Some((*e.args.first()?, *e.args.get(1)?))).collect();
-    let has = |v: Var, n: &Name| p.f.ty(v).has(n);
-    let apart = |n: &Name| pairs.iter().any(|(a, b)| [(*a, *b), (*b, *a)].iter().any(|(with, other)| has(*with, &lane.name) && !has(*with, n) && has(*other, n) && !has(*other, &lane.name)));
-    rest.iter().rev().find(|a| apart(&a.name)).map(|a| a.name.clone())
+    apart_axes(p, k).into_iter().next()
+}
+/// Sums of products with rows and lanes that a kernel carries, over all its passes.
+fn carried_products(p: &Partition, k: &Kernel) -> usize {
+    let Some(lane) = k.parallel.last() else { return 0 };
+    let product = |v: &&Var| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_)));
+    let wide = |v: &&Var| p.f.ty(**v).has(&lane.name) && k.parallel.iter().filter(|a| p.f.ty(**v).has(&a.name)).count() > 1;
+    k.stats.keys().filter(product).filter(wide).count()
+}
+/// All such axes, the nearest first.
+fn apart_axes(p: &Partition, k: &Kernel) -> Vec<Name> {
+    let Some((lane, rest)) = k.parallel.split_last() else { return vec![] };
+    rest.iter().rev().filter(|a| p.apart(k.stats.keys(), &lane.name, &a.name)).map(|a| a.name.clone()).collect()
+}
+/// Elements of the axes in whole over which carried products are summed beside the streamed one.
+fn summed_beside(p: &Partition, k: &Kernel) -> usize {
+    let sums = k.stats.keys().filter_map(|v| p.definitions[v.index()]).filter_map(|i| match &p.f.eqns[i].op {
+        Prim::Contract(over) => Some(over),
+        _ => None,
+    });
+    sums.map(|over| k.whole.iter().filter(|w| over.contains(&w.0.name)).map(|w| w.1.max(1) as usize).product()).max().unwrap_or(1)
 }
 
 /// Whether a dot stands inside the loop; and whether all that do are products per element of x, which both operands have.

@@ -178,6 +178,8 @@ pub(super) struct Kernel {
     pub x: Option<Axis>,
     /// x stands in the tile whole.
     pub resident: bool,
+    /// It does, but lanes lie along the last parallel axis, which is contiguous in memory where x is not.
+    pub down: bool,
     /// Axes that instances share out, in order.
     pub parallel: Vec<Axis>,
     /// Axes that stand in tiles whole, with their sizes.
@@ -362,7 +364,7 @@ impl Partition<'_> {
             self.whole(x, self.options.resident).is_some() && !dots_inside && outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Reduce(..)))
         });
         let once = |s: &BTreeMap<Var, Stat>| s.values().all(|s| s.pass == 0) && stores.iter().all(|s| !s.2.of.iter().any(|(n, _)| is_x(n)));
-        let carried = if resident && !(self.options.scratch && self.strided(&closure, &is_x, &parallel)) { None } else { Some(self.passes(&outer, &below)) };
+        let carried = if resident && !(self.options.scratch && self.contiguous(&closure, &is_x, &parallel).is_some()) { None } else { Some(self.passes(&outer, &below)) };
         let (resident, stats) = match carried.filter(|s| !resident || once(s)) {
             Some(stats) => (false, stats),
             None => (true, BTreeMap::new()),
@@ -398,7 +400,31 @@ impl Partition<'_> {
             }
         }
         order.extend(first.axes.iter().filter(|a| parallel.contains(&a.name)).cloned());
-        let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, parallel: order, whole, owned, across, stats };
+        let mut down = false;
+        if self.options.scratch && owned.is_none() {
+            let short = |a: &Axis| a.size.eval(&self.options.dims).is_ok_and(|n| n < (self.options.lanes / 3) as i64);
+            let lanes = if resident {
+                let x_short = x.as_ref().is_some_and(|x| self.whole(x, self.options.full).is_some());
+                self.contiguous(&closure, &is_x, &parallel).filter(|_| x_short).and_then(|n| order.iter().position(|a| a.name == n)).filter(|p| !short(&order[*p]))
+            } else {
+                let last = order.last().map(|a| a.name.clone());
+                let full = |a: &Axis| a.size.eval(&self.options.dims).is_ok_and(|n| n >= self.options.lanes as i64);
+                // Where nothing but sums of products is made, both operands of which are short of an axis, either's axis may lie in lanes.
+                let other = |a: &Axis| full(a) && last.as_ref().is_some_and(|l| self.apart(stats.keys(), l, &a.name));
+                let narrow = order.last().filter(|a| !stats.is_empty() && !full(a) && a.size.eval(&self.options.dims).is_ok());
+                match narrow {
+                    Some(_) if !dots_inside && order.iter().any(other) => order.iter().rposition(other),
+                    Some(a) if short(a) => order.iter().rposition(|a| !short(a)),
+                    _ => None,
+                }
+            };
+            if let Some(at) = lanes {
+                let axis = order.remove(at);
+                order.push(axis);
+                down = resident;
+            }
+        }
+        let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, down, parallel: order, whole, owned, across, stats };
         if let Some(why) = self.made_again(&closure, &kernel) {
             return Err(why);
         }
@@ -418,12 +444,21 @@ impl Partition<'_> {
     pub(super) fn in_memory(&self) -> impl Iterator<Item = &Type> {
         self.ports.iter()
     }
-    /// Whether what is read with most axes steps over memory along x, but not along an axis that instances share out.
-    fn strided(&self, closure: &[usize], is_x: &dyn Fn(&Name) -> bool, parallel: &BTreeSet<Name>) -> bool {
+    /// The axis that instances share out along which all that is read with most axes is contiguous, where it steps over memory along x.
+    fn contiguous(&self, closure: &[usize], is_x: &dyn Fn(&Name) -> bool, parallel: &BTreeSet<Name>) -> Option<Name> {
         let reads: Vec<view::Strides> = closure.iter().flat_map(|i| &self.f.eqns[*i].args).filter_map(|v| self.read(*v)).map(|r| r.1).filter(|s| s.of.iter().any(|(n, _)| is_x(n))).collect();
         let most = reads.iter().map(|s| s.of.len()).max().unwrap_or(0);
-        let beside = |s: &view::Strides| s.of.iter().any(|(n, d)| d.is_one() && parallel.contains(n)) && !s.of.iter().any(|(n, d)| d.is_one() && is_x(n));
-        most > 0 && reads.iter().filter(|s| s.of.len() == most).all(beside)
+        let beside = |s: &view::Strides| s.of.iter().find(|(n, d)| d.is_one() && parallel.contains(n)).map(|(n, _)| n.clone()).filter(|_| !s.of.iter().any(|(n, d)| d.is_one() && is_x(n)));
+        let mut axes = reads.iter().filter(|s| s.of.len() == most && most > 0).map(beside);
+        let first = axes.next()??;
+        axes.all(|a| a.as_ref() == Some(&first)).then_some(first)
+    }
+    /// Whether one of the `sums` is of products whose one operand has `lane` and not `n`, and whose other has `n` and not `lane`.
+    pub(super) fn apart<'v>(&self, sums: impl Iterator<Item = &'v Var>, lane: &Name, n: &Name) -> bool {
+        let products = sums.filter_map(|v| self.eqn(*v)).filter(|e| matches!(e.op, Prim::Contract(_)));
+        let pairs: Vec<(Var, Var)> = products.filter_map(|e| Some((*e.args.first()?, *e.args.get(1)?))).collect();
+        let has = |v: Var, n: &Name| self.f.ty(v).has(n);
+        pairs.iter().any(|(a, b)| [(*a, *b), (*b, *a)].iter().any(|(with, other)| has(*with, lane) && !has(*with, n) && has(*other, n) && !has(*other, lane)))
     }
     /// Whether `v` sums products over axis `n` alone, both operands having it, and the result an axis of one of them only.
     fn product_over(&self, v: Var, n: Option<&Name>) -> bool {

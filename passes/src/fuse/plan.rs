@@ -47,13 +47,19 @@ impl Partition<'_> {
     /// Kernels for `targets`, which are no single one.
     pub(super) fn plan(&mut self, targets: Vec<(Name, Var)>) -> Result<(), Error> {
         let mut members: Vec<Member> = targets.into_iter().map(|(name, var)| Member { name, var, why: None }).collect();
-        let mut groups = self.singles(&mut members)?;
-        if self.options.scratch {
+        let mut known = BTreeMap::new();
+        let mut groups = loop {
+            let mut groups = self.singles(&mut members, &mut known)?;
+            if !self.options.scratch {
+                self.join(&members, &mut groups);
+                self.drop_private(&members, &mut groups);
+                break groups;
+            }
             groups = self.own(&members, groups);
-        } else {
-            self.join(&members, &mut groups);
-            self.drop_private(&members, &mut groups);
-        }
+            // Kernels that are joined make what they share once; only then is what several of them make known.
+            let Some((var, why)) = self.made_by_several(&members, &groups) else { break groups };
+            store(&mut members, &mut known, var, why);
+        };
         for g in &groups {
             if let (Some(x), Some(a)) = (&g.kernel.x, &g.kernel.owned) {
                 self.fused.notes.push(format!("an instance has all of {} beside the loop over {}: sums over both share what they have in common", a.name, x.name));
@@ -89,9 +95,7 @@ impl Partition<'_> {
     }
 
     /// One kernel per member; values that have to be stored for that become members.
-    fn singles(&mut self, members: &mut Vec<Member>) -> Result<Vec<Group>, Error> {
-        // A kernel stays as it is while nothing inside of it is stored.
-        let mut known: BTreeMap<usize, (Group, BTreeSet<Var>)> = BTreeMap::new();
+    fn singles(&mut self, members: &mut Vec<Member>, known: &mut Known) -> Result<Vec<Group>, Error> {
         for _ in 0..self.f.vars.len() + 2 {
             let mut groups: Vec<Group> = vec![];
             let mut cuts: Vec<(Var, String)> = vec![];
@@ -123,10 +127,7 @@ impl Partition<'_> {
                 return Ok(groups);
             }
             for (var, why) in cuts {
-                if !members.iter().any(|m| m.var == var) {
-                    known.retain(|_, (_, values)| !values.contains(&var));
-                    members.push(Member { name: format!("%{}", var.0).into(), var, why: Some(why) });
-                }
+                store(members, known, var, why);
             }
         }
         Err(Error::new("fuse: cutting does not end"))
@@ -255,6 +256,29 @@ impl Partition<'_> {
         }
         false
     }
+    /// What is computed by several kernels, although one that stores it and the others reading it were less (`again.rs`), and why it is stored.
+    fn made_by_several(&mut self, members: &[Member], groups: &[Group]) -> Option<(Var, String)> {
+        let mut makers: BTreeMap<Var, Vec<usize>> = BTreeMap::new();
+        // What a kernel has dropped is in no memory, so that it makes that as well.
+        let absent = |g: &Group| {
+            let others: BTreeSet<usize> = groups.iter().filter(|h| h.of != g.of).flat_map(|h| &h.of).copied().collect();
+            (0..members.len()).filter(|m| !others.contains(m)).collect::<Vec<usize>>()
+        };
+        for (n, g) in groups.iter().enumerate() {
+            let made = self.beside(members, &absent(g), |p| p.values(&g.kernel).into_iter().filter(|v| p.read(*v).is_none()).collect::<Vec<Var>>());
+            made.into_iter().filter(|v| members.iter().all(|m| m.var != *v)).for_each(|v| makers.entry(v).or_default().push(n));
+        }
+        let mut best: Option<(f64, Var, usize)> = None;
+        for (v, of) in makers.iter().filter(|m| m.1.len() > 1) {
+            let without: f64 = of.iter().map(|n| self.beside(members, &absent(&groups[*n]), |p| p.without(&groups[*n].kernel, *v))).sum();
+            let gain = self.beside(members, &[], |p| p.saved_by_storing(*v, without, of.len()));
+            // The first of equal ones.
+            if let Some(gain) = gain.filter(|g| best.is_none_or(|b| *g > b.0)) {
+                best = Some((gain, *v, of.len()));
+            }
+        }
+        best.map(|(_, v, n)| (v, format!("{n} kernels would make it")))
+    }
     /// What kernels cost in arithmetic.
     fn work(&mut self, members: &[Member], groups: &[Group]) -> u64 {
         let mut sum = 0u64;
@@ -277,6 +301,10 @@ impl Partition<'_> {
                     }
                     let mut of: Vec<usize> = groups[a].of.iter().chain(&groups[b].of).copied().collect();
                     of.sort_unstable();
+                    if self.options.scratch && !self.beside(members, &of, |p| p.worth_joining(&groups[a].kernel, &groups[b].kernel, groups[a].reads.intersection(&groups[b].reads))) {
+                        refused.insert(key);
+                        continue;
+                    }
                     let mut axes: Vec<Option<Name>> = [a, b].iter().map(|g| groups[*g].kernel.x.as_ref().map(|x| x.name.clone())).collect();
                     axes.dedup();
                     let cost = groups[a].kernel.cost() + groups[b].kernel.cost();
@@ -329,6 +357,17 @@ impl Partition<'_> {
                 }
             }
         }
+    }
+}
+
+/// Kernels of single members, by the member's number, with their values: a kernel stays as it is while nothing inside of it is stored.
+type Known = BTreeMap<usize, (Group, BTreeSet<Var>)>;
+
+/// Makes `var` a member, if it is none.
+fn store(members: &mut Vec<Member>, known: &mut Known, var: Var, why: String) {
+    if !members.iter().any(|m| m.var == var) {
+        known.retain(|_, (_, values)| !values.contains(&var));
+        members.push(Member { name: format!("%{}", var.0).into(), var, why: Some(why) });
     }
 }
 
