@@ -212,7 +212,14 @@ impl<'p> Plan<'p> {
         if let (Some(a), true) = (lanes, panels)
             && let Some(n) = p.axis(a).size.as_fixed()
         {
-            micro.vectors = micro.vectors.min((n.max(1) as usize).div_ceil(vl));
+            let all = (n.max(1) as usize).div_ceil(vl);
+            micro.vectors = micro.vectors.min(all);
+            // A short axis of which a part of a panel is left over: panels of which none is.
+            if dots && all <= 8
+                && let Some(even) = (2..=micro.vectors).rev().find(|v| all.is_multiple_of(*v))
+            {
+                micro.vectors = even;
+            }
         }
         let width = match lanes {
             Some(a) if !panels => round_up(p.axis(a).extent(), vl),
