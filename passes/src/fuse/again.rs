@@ -123,7 +123,7 @@ impl Partition<'_> {
             let cost = self.all_operations(&behind) + read;
             if self.definitions[v.index()].is_some_and(|i| matches!(self.f.eqns[i].op, Prim::Reduce(..))) && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*v) {
                 let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
-                return Some(Why::Cut(vec![*v], format!("instances along {} would make it for their rows, {:.0} operations a row each time", axes.join(", "), cost / elements)));
+                return Some(Why::Cut(vec![self.epilogue(*v)], format!("instances along {} would make it for their rows, {:.0} operations a row each time", axes.join(", "), cost / elements)));
             }
         }
         None
