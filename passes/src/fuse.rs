@@ -12,6 +12,7 @@ pub mod gather;
 pub mod law;
 pub mod lower;
 pub mod mask;
+mod order;
 pub mod partition;
 mod plan;
 mod sequence;

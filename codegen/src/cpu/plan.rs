@@ -212,7 +212,14 @@ impl<'p> Plan<'p> {
         if let (Some(a), true) = (lanes, panels)
             && let Some(n) = p.axis(a).size.as_fixed()
         {
-            micro.vectors = micro.vectors.min((n.max(1) as usize).div_ceil(vl));
+            let all = (n.max(1) as usize).div_ceil(vl);
+            micro.vectors = micro.vectors.min(all);
+            // A short axis of which a part of a panel is left over: panels of which none is.
+            if dots && all <= 8
+                && let Some(even) = (2..=micro.vectors).rev().find(|v| all.is_multiple_of(*v))
+            {
+                micro.vectors = even;
+            }
         }
         let width = match lanes {
             Some(a) if !panels => round_up(p.axis(a).extent(), vl),
@@ -604,10 +611,33 @@ impl<'p> Plan<'p> {
     // Layouts.
 
     fn assign_vec(&mut self, items: &mut [Item]) {
+        let mut loaded = BTreeMap::new();
+        self.loaded(items, &mut loaded);
+        self.assign_vec_as(items, &loaded);
+    }
+    /// The contiguous axis of what is loaded without lanes, by its axes.
+    fn loaded(&self, items: &[Item], by: &mut BTreeMap<Vec<AxisId>, AxisId>) {
+        for item in items {
+            match (&item.node, item.out) {
+                (Node::For(l), _) => self.loaded(&l.items, by),
+                (Node::Load(view), Some(v)) if !self.laned(v) => {
+                    if let Some(a) = self.contiguous(&self.values[v].axes, view) {
+                        by.entry(self.values[v].axes.clone()).or_insert(a);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    /// The axis along which a tile with `axes` is contiguous in memory.
+    fn contiguous(&self, axes: &[AxisId], view: &View) -> Option<AxisId> {
+        axes.iter().copied().filter(|a| view.stride(*a).is_some_and(Dim::is_one)).max_by_key(|a| self.extent(*a))
+    }
+    fn assign_vec_as(&mut self, items: &mut [Item], loaded: &BTreeMap<Vec<AxisId>, AxisId>) {
         for item in items {
             if let Node::For(l) = &mut item.node {
                 let mut inner = std::mem::take(&mut l.items);
-                self.assign_vec(&mut inner);
+                self.assign_vec_as(&mut inner, loaded);
                 l.items = inner;
             }
             let Some(out) = item.out else { continue };
@@ -622,8 +652,9 @@ impl<'p> Plan<'p> {
                 self.values[c].vec
             } else {
                 match &item.node {
-                    Node::Load(view) => axes.iter().copied().filter(|a| view.stride(*a).is_some_and(Dim::is_one)).max_by_key(|a| self.extent(*a)),
-                    Node::Map(_, args) => args.iter().find_map(|a| inherit(self, *a)).or(last),
+                    Node::Load(view) => self.contiguous(&axes, view),
+                    // As what was loaded with these axes; else as the operand with the most.
+                    Node::Map(_, args) => loaded.get(&axes).copied().or_else(|| args.iter().rev().max_by_key(|a| (inherit(self, **a).is_some(), self.values[**a].axes.len())).and_then(|a| inherit(self, *a))).or(last),
                     Node::Copy(v) | Node::Fill { value: v, .. } | Node::Reduce(_, v, _) => inherit(self, *v).or(last),
                     _ => last,
                 }

@@ -35,7 +35,7 @@ impl Partition<'_> {
         }
         let f = self.f;
         let eqns: Vec<&Eqn> = closure.iter().map(|i| &f.eqns[*i]).collect();
-        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k))
+        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k)).or_else(|| self.rows_in_instances(k))
     }
 
     /// A sum of products along the streamed axis that more than one pass needs.
@@ -96,7 +96,11 @@ impl Partition<'_> {
                 let times: f64 = lacks.iter().map(|p| (self.size(p) / self.tile(k, p)).ceil()).product();
                 let elements = self.product(self.f.ty(*a).axes.iter().cloned());
                 let (cone, behind) = (self.cone(&[*a], k), self.reach(&[*a], |_| false));
-                let cost = self.all_operations(cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))));
+                let mut cost = self.all_operations(cone.iter().chain(k.stats.keys().filter(|v| behind.contains(v))));
+                if self.options.scratch {
+                    // What it reads is read by each pass; itself it would be read once.
+                    cost += k.stats.keys().filter(|v| behind.contains(v)).map(|v| self.elements_read(*v, k)).sum::<f64>() + self.elements_read(*a, k) - elements;
+                }
                 if cost > LITTLE * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
                     let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                     return Some(Why::Cut(vec![*a], format!("instances along {} would make it, {:.0} operations an element each time", axes.join(", "), cost / elements)));
@@ -104,6 +108,34 @@ impl Partition<'_> {
             }
         }
         None
+    }
+
+    /// A statistic of rows that instances along an axis which the rows have not would all make beside their products.
+    fn rows_in_instances(&self, k: &Kernel) -> Option<Why> {
+        let products = k.stats.keys().any(|v| self.definitions[v.index()].is_some_and(|i| matches!(self.f.eqns[i].op, Prim::Contract(_))));
+        if !self.options.scratch || k.resident || !products {
+            return None;
+        }
+        for v in k.stats.keys().rev().filter(|v| k.targets.iter().all(|t| t.1 != **v)) {
+            let lacks: Vec<&Axis> = k.parallel.iter().filter(|p| !self.f.ty(*v).has(&p.name)).collect();
+            let times: f64 = lacks.iter().map(|p| (self.size(p) / self.tile(k, p)).ceil()).product();
+            let elements = self.product(self.f.ty(*v).axes.iter().cloned());
+            let behind = self.reach(&[*v], |_| false);
+            let read: f64 = k.stats.keys().filter(|s| behind.contains(s)).map(|s| self.elements_read(*s, k)).sum();
+            let cost = self.all_operations(&behind) + read;
+            if self.definitions[v.index()].is_some_and(|i| matches!(self.f.eqns[i].op, Prim::Reduce(..))) && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*v) {
+                let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
+                return Some(Why::Cut(vec![self.epilogue(*v)], format!("instances along {} would make it for their rows, {:.0} operations a row each time", axes.join(", "), cost / elements)));
+            }
+        }
+        None
+    }
+    /// Elements in memory that are read for `v` in its pass.
+    fn elements_read(&self, v: Var, k: &Kernel) -> f64 {
+        let args = self.definitions[v.index()].map(|i| &self.f.eqns[i].args[..]).unwrap_or_default();
+        let made = self.cone(args, k);
+        let read: BTreeSet<Var> = made.iter().filter_map(|v| self.definitions[v.index()]).flat_map(|i| &self.f.eqns[i].args).chain(args).copied().filter(|v| self.read(*v).is_some()).collect();
+        read.iter().map(|v| self.product(self.f.ty(*v).axes.iter().cloned())).sum()
     }
 
     /// Operations that kernel `k` has less if `v` is in memory.

@@ -78,6 +78,8 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     });
     // And a streamed axis shares its tile with what is summed beside it.
     let stream = if matmul && o.scratch { (stream / summed_beside(p, k)).max(1) } else { stream };
+    // Tiles of short axes are no longer than these: an instance's rows then stand side by side in its memory.
+    let fit = |a: &Axis, tile: usize| if o.scratch { a.size.as_fixed().map_or(tile, |n| tile.min(n.max(1) as usize)) } else { tile };
     for (i, a) in k.parallel.iter().enumerate() {
         // The lane axis, the one that has rows, the others.
         let from_last = match tiled - 1 - i {
@@ -88,12 +90,12 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         // The last axis lies in lanes; the one before has a tile of rows unless the loop's dots need the registers.
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
-            (true, 0) if k.owned.is_none() => Role::Block(rows),
+            (true, 0) if k.owned.is_none() => Role::Block(fit(a, rows)),
             // Rows of products lie along an axis in whole where no axis keeps the operands apart: a batch, of which there may be one.
             (false, 1) if matmul && o.scratch && row.is_none() => Role::Grid,
-            (false, 1) if !dots_inside => Role::Block(rows),
-            (false, 1) if apart => Role::Block(o.stream),
-            _ if beside.as_ref().is_some_and(|(n, _)| *n == a.name) => Role::Block(beside.as_ref().map_or(1, |b| b.1)),
+            (false, 1) if !dots_inside => Role::Block(fit(a, rows)),
+            (false, 1) if apart => Role::Block(fit(a, o.stream)),
+            _ if beside.as_ref().is_some_and(|(n, _)| *n == a.name) => Role::Block(fit(a, beside.as_ref().map_or(1, |b| b.1))),
             // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
         };
@@ -117,7 +119,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
             }
             Role::Full(bake(x, n))
         } else {
-            Role::Stream(if apart { 1 } else { stream })
+            Role::Stream(if apart { 1 } else { fit(x, stream) })
         };
         axes.push(TileAxis { name: x.name.clone(), size: x.size.clone(), role });
     }

@@ -118,6 +118,8 @@ pub(super) fn work(p: &Program, f: &Function, options: &Options) -> u64 {
 
 /// Fuses `f` as it is.
 fn fuse_as(f: &Function, options: &Options) -> Result<Fused, Error> {
+    let ordered = if options.scratch { super::order::reorder(f, options) } else { None };
+    let f = ordered.as_ref().unwrap_or(f);
     let mut p = Partition { f, options, definitions: f.definitions(), users: f.uses(), stored: BTreeMap::new(), ports: view::port_types(f), fused: Fused::default() };
     for port in &f.params {
         p.stored.insert(port.var, port.name.clone());
