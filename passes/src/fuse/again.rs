@@ -24,6 +24,8 @@ const LITTLE: f64 = 4.0;
 const INSIDE: f64 = 128.0;
 /// The share of their products' time that two kernels lose when they become one whose tiles crowd the cache.
 const CROWDED: f64 = 0.02;
+/// What a product along vectors costs more than one with lanes.
+const ALONG: f64 = 4.0;
 /// How many times the elements of a parameter or result something may have to be stored.
 const WIDER: f64 = 8.0;
 
@@ -35,7 +37,7 @@ impl Partition<'_> {
         }
         let f = self.f;
         let eqns: Vec<&Eqn> = closure.iter().map(|i| &f.eqns[*i]).collect();
-        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k)).or_else(|| self.rows_in_instances(k))
+        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k)).or_else(|| self.rows_in_instances(k)).or_else(|| self.without_lanes(&eqns, k))
     }
 
     /// A sum of products along the streamed axis that more than one pass needs.
@@ -126,6 +128,18 @@ impl Partition<'_> {
             if self.definitions[v.index()].is_some_and(|i| matches!(self.f.eqns[i].op, Prim::Reduce(..))) && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*v) {
                 let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                 return Some(Why::Cut(vec![self.epilogue(*v)], format!("instances along {} would make it for their rows, {:.0} operations a row each time", axes.join(", "), cost / elements)));
+            }
+        }
+        None
+    }
+    /// A product in which nothing has lanes: a machine with vectors makes it from products and sums along vectors, where in a kernel of its own it has lanes.
+    fn without_lanes(&self, eqns: &[&Eqn], k: &Kernel) -> Option<Why> {
+        let lane = k.parallel.last().filter(|_| self.options.scratch && !k.resident)?;
+        for e in eqns.iter().filter(|e| k.targets.iter().all(|t| t.1 != e.out)) {
+            let has = |v: &Var| self.f.ty(*v).has(&lane.name);
+            let elements = self.product(self.f.ty(e.out).axes.iter().cloned());
+            if matches!(e.op, Prim::Contract(_)) && !has(&e.out) && !e.args.iter().any(has) && ALONG * self.operations(e) > STORED * elements + LAUNCH && self.bounded(e.out) {
+                return Some(Why::Cut(vec![self.epilogue(e.out)], format!("it has no {}, along which lanes lie", lane.name)));
             }
         }
         None

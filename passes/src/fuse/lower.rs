@@ -76,6 +76,7 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         let next = apart_axes(p, k).into_iter().find(|a| a != r)?;
         Some((next, rows / n)).filter(|(_, tile)| *tile > 1)
     });
+    let beside = beside.or_else(|| copied_for_few(p, k).filter(|_| dots_inside && o.scratch && !lane_x));
     // And a streamed axis shares its tile with what is summed beside it.
     let stream = if matmul && o.scratch { (stream / summed_beside(p, k)).max(1) } else { stream };
     // Tiles of short axes are no longer than these: an instance's rows then stand side by side in its memory.
@@ -181,6 +182,26 @@ fn carried_products(p: &Partition, k: &Kernel) -> usize {
 fn apart_axes(p: &Partition, k: &Kernel) -> Vec<Name> {
     let Some((lane, rest)) = k.parallel.split_last() else { return vec![] };
     rest.iter().rev().filter(|a| p.apart(k.stats.keys(), &lane.name, &a.name)).map(|a| a.name.clone()).collect()
+}
+/// Where lanes are of a short axis, and what is read along x has neither them nor another axis that instances share out (weights): that axis, and a tile
+/// of it that makes up for the lanes, so that an instance does not copy all of it for a few rows.
+fn copied_for_few(p: &Partition, k: &Kernel) -> Option<(Name, usize)> {
+    let (lane, rest) = k.parallel.split_last()?;
+    let n = lane.size.as_fixed().map(|n| n.max(1) as usize).filter(|n| 2 * n <= p.options.lanes)?;
+    let x = k.x.as_ref()?;
+    let (mut open, mut seen, mut read): (Vec<Var>, _, _) = (k.stores.iter().map(|s| s.1).collect(), BTreeSet::new(), vec![]);
+    while let Some(v) = open.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        match p.definitions[v.index()].filter(|_| p.read(v).is_none()) {
+            Some(i) => open.extend(&p.f.eqns[i].args),
+            None => read.push(v),
+        }
+    }
+    let weights = |a: &Axis| read.iter().map(|v| p.f.ty(*v)).any(|t| t.has(&x.name) && t.axes.len() > 1 && !t.has(&a.name) && !t.has(&lane.name));
+    let a = rest.iter().rev().find(|a| weights(a))?;
+    Some((a.name.clone(), p.options.lanes.div_ceil(n).next_power_of_two()))
 }
 /// Elements of the axes in whole over which carried products are summed beside the streamed one.
 fn summed_beside(p: &Partition, k: &Kernel) -> usize {
