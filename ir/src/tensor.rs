@@ -188,7 +188,12 @@ impl Tensor {
 
     /// The elements as little-endian bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        each!(&self.data, v => v.iter().flat_map(|x| x.to_le_bytes()).collect())
+        fn copied<T, const N: usize>(v: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
+            let mut out = vec![0; v.len() * N];
+            out.chunks_exact_mut(N).zip(v).for_each(|(to, x)| to.copy_from_slice(&bytes(x)));
+            out
+        }
+        each!(&self.data, v => copied(v, |x| x.to_le_bytes()))
     }
     /// A tensor from little-endian bytes.
     ///

@@ -4,7 +4,7 @@
 mod execution;
 mod stream;
 
-pub use execution::Execution;
+pub use execution::{Execution, Place};
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};

@@ -244,27 +244,67 @@ impl Program {
     /// A parameter that is neither given nor kept; a tensor that does not fit; those of the machine.
     pub fn run(&self, given: &[(&str, &Tensor)]) -> Result<BTreeMap<Name, Tensor>, String> {
         let own = self.own(given)?;
+        #[cfg(feature = "jit")]
+        if let Machine::Gpu(g) = &self.machine {
+            let one = |(i, p)| if g.is_bound(i) { Ok(None) } else { self.input(&own, p).map(Some) };
+            let inputs = self.params.iter().enumerate().map(one).collect::<Result<Vec<_>, String>>()?;
+            let names = self.results.iter().map(|r| r.name.clone());
+            return Ok(names.zip(g.run(&inputs)?).filter_map(|(n, t)| Some((n, t?))).collect());
+        }
         let inputs = self.inputs(&own)?;
         let out = match &self.machine {
             Machine::Reference(_) => {
-                let inputs: Vec<Tensor> = inputs.into_iter().map(|i| i.0.clone()).collect();
+                let inputs: Vec<Tensor> = inputs.into_iter().cloned().collect();
                 evaluate(&self.f, &inputs, &self.dims).map_err(|e| e.to_string())?
             }
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.run(&inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
+            Machine::Cpu(c) => c.run(&inputs)?,
             #[cfg(feature = "jit")]
-            Machine::Gpu(g) => g.run(&inputs)?,
+            Machine::Gpu(_) => vec![],
         };
         Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
+    }
+    /// Reads parameter `name` from a part of the device's memory from now on, whatever is there when it runs: nothing is given or kept for it.
+    ///
+    /// # Errors
+    /// A name that is no parameter, a part that has not its bytes, a machine with the host's memory.
+    #[cfg(feature = "jit")]
+    pub fn bind_param(&mut self, name: &str, place: &gpu::Place) -> Result<(), String> {
+        self.bind(name, place, false)
+    }
+    /// Writes result `name` to a part of the device's memory from now on, instead of giving it back.
+    ///
+    /// # Errors
+    /// As [`Program::bind_param`].
+    #[cfg(feature = "jit")]
+    pub fn bind_result(&mut self, name: &str, place: &gpu::Place) -> Result<(), String> {
+        self.bind(name, place, true)
+    }
+    #[cfg(feature = "jit")]
+    fn bind(&mut self, name: &str, place: &gpu::Place, result: bool) -> Result<(), String> {
+        let i = if result { &self.results } else { &self.params }.iter().position(|p| *p.name == *name);
+        let i = i.ok_or_else(|| format!("`{}` has no {} `{name}`", self.f.name, if result { "result" } else { "parameter" }))?;
+        match &mut self.machine {
+            Machine::Gpu(g) => g.bind(result, i, place),
+            _ => Err(format!("`{name}`: this machine has the host's memory, nothing is bound")),
+        }
+    }
+    /// The type in which a result is written.
+    #[cfg(feature = "jit")]
+    pub fn written(&self, name: &str) -> Option<DType> {
+        let p = self.plan()?;
+        p.results.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
     }
     fn own<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<BTreeMap<Name, Cow<'a, Tensor>>, String> {
         given.iter().map(|(n, t)| Ok((Name::from(*n), self.fit(n, t)?))).collect()
     }
-    /// A tensor for each parameter, with the version of what is kept: 0 for what is given to this run alone.
-    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<(&'a Tensor, u64)>, String> {
+    /// The tensor of a parameter, with the version of what is kept: 0 for what is given to this run alone.
+    fn input<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>, p: &Field) -> Result<(&'a Tensor, u64), String> {
         let kept = |n: &Name| self.kept.get(n).map(|(t, version)| (t, *version));
-        let of = |p: &'a Field| own.get(&p.name).map(|t| (&**t, 0)).or_else(|| kept(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty));
-        self.params.iter().map(of).collect()
+        own.get(&p.name).map(|t| (&**t, 0)).or_else(|| kept(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))
+    }
+    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<&'a Tensor>, String> {
+        self.params.iter().map(|p| self.input(own, p).map(|i| i.0)).collect()
     }
     /// Runs as [`Program::run`] does, so often, and says where the time goes.
     ///
@@ -274,7 +314,7 @@ impl Program {
     pub fn profile(&self, given: &[(&str, &Tensor)], runs: u32) -> Result<profile::Profile, String> {
         let Machine::Cpu(c) = &self.machine else { return Err("a profile is of launches, which the reference evaluator has not; run it on the CPU".into()) };
         let own = self.own(given)?;
-        let inputs: Vec<&Tensor> = self.inputs(&own)?.into_iter().map(|i| i.0).collect();
+        let inputs = self.inputs(&own)?;
         let times = (0..=runs).map(|_| c.profile(&inputs)).collect::<Result<Vec<_>, _>>()?;
         // The first run touches memory for the first time.
         profile::Profile::new(c.plan(), c.programs(), &times[1..], c.pool())

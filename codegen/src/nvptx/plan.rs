@@ -5,7 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
-use super::factor::{moved, outside};
+use super::factor::{bare, moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -289,11 +289,11 @@ pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
 /// The row axis, and how each dot is then computed; axes that have no place are taken out first, where they can be.
 /// With `tf32`, factors of operands stand outside of products where they can, so that operands come from shared memory.
 pub(super) fn roles(p: &Program, tf32: bool) -> Result<Roles, Error> {
-    let mut form = axes::merged(p);
+    let mut form = axes::merged(&bare(p));
     if tf32 && p.operands == DType::F32 {
-        let bare = outside(&form);
-        if roles_of(&bare).is_ok_and(|r| r.2.values().any(|d| matches!(d, Dot::Matrix { .. }))) {
-            form = bare;
+        let free = outside(&form);
+        if roles_of(&free).is_ok_and(|r| r.2.values().any(|d| matches!(d, Dot::Matrix { .. }))) {
+            form = free;
         }
     }
     let mut first = None;

@@ -35,6 +35,9 @@ pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
     let start = |m: &usize| Place { memory: *m, offset: Dim::fixed(0) };
     s.function(&cut, &params.iter().map(start).collect::<Vec<_>>(), &results.iter().map(|m| Some(*m)).collect::<Vec<_>>())?;
     (s.out.params, s.out.results) = (params, results);
+    if options.fits.is_some() {
+        super::narrow::narrow(&mut s.out);
+    }
     Ok(s.out)
 }
 

@@ -18,6 +18,15 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 #[derive(Debug)]
 pub struct Gpu {
     device: sys::CUdevice,
+    workspace: RefCell<Workspace>,
+}
+
+/// Memory that plans have in turn for what lies between their parameters and results: as large as the largest of them needs.
+#[derive(Debug, Default)]
+struct Workspace {
+    memory: Option<Memory>,
+    /// How often it was another one.
+    generation: u64,
 }
 
 impl Gpu {
@@ -40,7 +49,56 @@ impl Gpu {
             let pool = result::device::get_default_mem_pool(device).map_err(failed("memory pool"))?;
             sys::cuMemPoolSetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, std::ptr::from_mut(&mut keep).cast()).result().map_err(failed("memory pool"))?;
         }
-        Ok(Gpu { device })
+        Ok(Gpu { device, workspace: RefCell::default() })
+    }
+    /// Work space of at least so many bytes, shared by all that ask: its generation, which changes when it moves, and where it is. What the one before held is lost.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub(super) fn workspace(&self, bytes: usize) -> Result<(u64, Part), Error> {
+        let mut w = self.workspace.borrow_mut();
+        if w.memory.as_ref().is_none_or(|m| m.bytes < bytes) {
+            // First the old one goes back to the system, so that both are never there at once.
+            self.wait()?;
+            w.memory = None;
+            self.trim()?;
+            w.generation += 1;
+            w.memory = Some(Memory::filled(self, bytes, 0xff)?);
+        }
+        let part = w.memory.as_ref().map(|m| m.part(0)).ok_or_else(|| Error::new("cuda: no work space"))?;
+        Ok((w.generation, part))
+    }
+    /// Gives what is freed and kept for whoever asks next back to the system.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn trim(&self) -> Result<(), Error> {
+        self.wait()?;
+        // SAFETY: the pool is the device's own.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.device).map_err(failed("memory pool"))?;
+            sys::cuMemPoolTrimTo(pool, 0).result().map_err(failed("memory pool"))
+        }
+    }
+    /// Bytes of the device's memory that are free, and all it has, as the driver counts them for all processes.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_and_total(&self) -> Result<(usize, usize), Error> {
+        result::mem_get_info().map_err(failed("memory"))
+    }
+    /// The most bytes that were allocated at once so far.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn most_allocated(&self) -> Result<u64, Error> {
+        let mut bytes = 0u64;
+        // SAFETY: the pool is the device's own, and the attribute is 64 bits.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.device).map_err(failed("memory pool"))?;
+            sys::cuMemPoolGetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, std::ptr::from_mut(&mut bytes).cast()).result().map_err(failed("memory pool"))?;
+        }
+        Ok(bytes)
     }
     /// Waits for everything launched so far.
     ///
@@ -74,6 +132,8 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        // Memory goes while there is a context.
+        self.workspace.get_mut().memory = None;
         // SAFETY: retained in `new`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
@@ -121,11 +181,52 @@ impl Memory {
     /// # Errors
     /// More than it has; the driver's.
     pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        if bytes.len() > self.bytes {
-            return Err(Error::new(format!("cuda: {} bytes for {} bytes of memory", bytes.len(), self.bytes)));
-        }
+        self.write_at(0, bytes)
+    }
+    /// Its number of bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+    /// Writes bytes from byte `first` on.
+    ///
+    /// # Errors
+    /// More than it has; the driver's.
+    pub fn write_at(&self, first: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.within(first, bytes.len())?;
         // SAFETY: within the allocation.
-        unsafe { result::memcpy_htod_sync(self.address, bytes) }.map_err(failed("copy to the device"))
+        unsafe { result::memcpy_htod_sync(self.address + first as u64, bytes) }.map_err(failed("copy to the device"))
+    }
+    /// So many bytes from byte `first` on.
+    ///
+    /// # Errors
+    /// More than it has; what a kernel did wrong before.
+    pub fn read_at(&self, first: usize, bytes: usize) -> Result<Vec<u8>, Error> {
+        self.within(first, bytes)?;
+        let mut out = vec![0u8; bytes];
+        // SAFETY: within the allocation, and `out` is `bytes` long.
+        unsafe { result::memcpy_dtoh_sync(&mut out, self.address + first as u64) }.map_err(failed("copy from the device"))?;
+        Ok(out)
+    }
+    /// Copies what another memory of the same length holds.
+    ///
+    /// # Errors
+    /// Lengths that differ; the driver's.
+    pub fn copy(&self, from: &Memory) -> Result<(), Error> {
+        if self.bytes != from.bytes {
+            return Err(Error::new(format!("cuda: a copy of {} bytes to {}", from.bytes, self.bytes)));
+        }
+        // SAFETY: both are `bytes` long.
+        unsafe { result::memcpy_dtod_sync(self.address, from.address, self.bytes) }.map_err(failed("copy on the device"))
+    }
+    fn within(&self, first: usize, bytes: usize) -> Result<(), Error> {
+        match first.checked_add(bytes).filter(|end| *end <= self.bytes) {
+            Some(_) => Ok(()),
+            None => Err(Error::new(format!("cuda: {bytes} bytes from byte {first} of {} bytes of memory", self.bytes))),
+        }
     }
     /// The memory from byte `first` on, for a launch.
     pub(super) fn part(&self, first: usize) -> Part {
@@ -136,10 +237,7 @@ impl Memory {
     /// # Errors
     /// What a kernel did wrong before.
     pub fn read(&self) -> Result<Vec<u8>, Error> {
-        let mut out = vec![0u8; self.bytes];
-        // SAFETY: both are `bytes` long.
-        unsafe { result::memcpy_dtoh_sync(&mut out, self.address) }.map_err(failed("copy from the device"))?;
-        Ok(out)
+        self.read_at(0, self.bytes)
     }
 }
 
@@ -155,6 +253,13 @@ impl Drop for Memory {
 pub(super) struct Part {
     address: sys::CUdeviceptr,
     bytes: usize,
+}
+
+impl Part {
+    /// What lies behind its first bytes.
+    pub(super) fn behind(self, first: usize) -> Part {
+        Part { address: self.address + first as u64, bytes: self.bytes.saturating_sub(first) }
+    }
 }
 
 /// A kernel, loaded.
