@@ -43,7 +43,7 @@ fn main() {
             }
             let weights: BTreeMap<&str, &[usize]> = n.weights.iter().map(|w| (&*w.name, w.shape.as_slice())).collect();
             let bound = f.bind(&|p: &str| weights.get(p).map(|s| s.to_vec()), dims).unwrap();
-            let sequence = match passes::fuse::sequence(&f, &trainer::program::gpu::options(&f, &bound, dtype)) {
+            let sequence = match passes::fuse::sequence(&f, &trainer::program::gpu::options(&f, &bound, &trainer::program::Options { dtype, ..Default::default() })) {
                 Ok(s) => s,
                 Err(e) => { println!("{name} {what}: fuse: {e}"); continue; }
             };

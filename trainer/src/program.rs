@@ -6,6 +6,8 @@
 #[cfg(feature = "jit")]
 mod cpu;
 #[cfg(feature = "jit")]
+pub mod flat;
+#[cfg(feature = "jit")]
 pub mod gpu;
 #[cfg(feature = "jit")]
 pub mod kernels;
@@ -56,25 +58,38 @@ pub struct Options {
     pub dtype: DType,
     /// What reverse mode keeps of a call.
     pub checkpoint: Checkpoint,
+    /// Parameters and results that are stored in another type than that, by name.
+    pub stored: BTreeMap<Name, DType>,
     /// Threads; `None` for what `PUSHFORWARD_THREADS` says, else all cores.
     pub threads: Option<usize>,
 }
 
+impl Options {
+    /// What the host computes in beside such programs: f64, or f32.
+    pub fn exchanged(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
-        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), threads: None }
+        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), stored: BTreeMap::new(), threads: None }
     }
 }
 
 /// A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
 #[cfg(feature = "jit")]
-fn wide(f: &Function, fused: passes::fuse::Options, dtype: DType) -> passes::fuse::Options {
+fn wide(f: &Function, mut fused: passes::fuse::Options, o: &Options) -> passes::fuse::Options {
+    let dtype = o.dtype;
+    fused.stored.extend(o.stored.clone());
     let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
     if dtype.bytes() >= 4 || !f.params.iter().any(|p| float(p) == Some(dtype)) {
         return fused;
     }
-    let stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
-    passes::fuse::Options { stored, ..fused }
+    for p in f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)) {
+        fused.stored.entry(p.name.clone()).or_insert(DType::F32);
+    }
+    fused
 }
 
 /// A parameter or a result, as callers see it.
@@ -289,11 +304,19 @@ impl Program {
             _ => Err(format!("`{name}`: this machine has the host's memory, nothing is bound")),
         }
     }
-    /// The type in which a result is written.
+    /// The type in which a parameter, or a result, is in memory; none on the reference evaluator.
     #[cfg(feature = "jit")]
-    pub fn written(&self, name: &str) -> Option<DType> {
+    pub fn in_memory(&self, name: &str) -> Option<DType> {
         let p = self.plan()?;
-        p.results.iter().map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+        p.params.iter().chain(&p.results).map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+    }
+    /// Whether `result` may lie where `param` lies, as [`Plan::may_replace`] says.
+    pub fn may_replace(&self, param: &str, result: &str) -> bool {
+        let at = |list: &[Field], n: &str| list.iter().position(|p| *p.name == *n);
+        match (self.plan(), at(&self.params, param), at(&self.results, result)) {
+            (Some(plan), Some(p), Some(r)) => plan.may_replace(p, r),
+            _ => false,
+        }
     }
     fn own<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<BTreeMap<Name, Cow<'a, Tensor>>, String> {
         given.iter().map(|(n, t)| Ok((Name::from(*n), self.fit(n, t)?))).collect()

@@ -7,9 +7,12 @@ use ir::tile::{Access, BufferId, Op, Program, Stmt, ValueId};
 use ir::types::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Makes memory between kernels as narrow as `s` allows.
-pub(super) fn narrow(s: &mut Sequence) {
-    let outside: BTreeSet<usize> = s.params.iter().chain(&s.results).copied().collect();
+/// Makes results as narrow as `asked`, where no kernel reads them unrounded, and, where `between` says so, memory between kernels as narrow as `s` allows.
+pub(super) fn narrow(s: &mut Sequence, asked: BTreeMap<usize, DType>, between: bool) {
+    if asked.is_empty() && !between {
+        return;
+    }
+    let outside: BTreeSet<usize> = if between { s.params.iter().chain(&s.results).copied().collect() } else { (0..s.memory.len()).collect() };
     let rounded: Vec<BTreeSet<usize>> = s.programs.iter().map(rounded).collect();
     // Per program and buffer the memory that its launches give it.
     let mut given: BTreeMap<(usize, usize), BTreeSet<usize>> = BTreeMap::new();
@@ -19,8 +22,8 @@ pub(super) fn narrow(s: &mut Sequence) {
         }
     }
     let operands = |at: &(usize, usize)| s.programs[at.0].operands;
-    let mut dtype: BTreeMap<usize, DType> = BTreeMap::new();
-    let mut wide: BTreeSet<usize> = outside;
+    let mut wide: BTreeSet<usize> = outside.into_iter().filter(|m| !asked.contains_key(m)).collect();
+    let mut dtype = asked;
     for (at, memory) in &given {
         let b = &s.programs[at.0].buffers[at.1];
         let reads = b.access == Access::Input;

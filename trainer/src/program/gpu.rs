@@ -21,13 +21,16 @@ use std::rc::Rc;
 #[cfg(feature = "cuda")]
 use std::rc::Weak;
 
+/// The longest axis that stands in registers whole: twice a head. Longer ones are walked, tokens of a text among them.
+const WHOLE: i64 = 256;
+
 /// How to fuse for a GPU, for parameters stored as `dtype`.
 pub fn fused(dims: &Bindings, dtype: DType) -> fuse::Options {
-    fuse::Options { fits: Some(nvptx::fits), ..fuse::Options::stored(dims, dtype) }
+    fuse::Options { fits: Some(nvptx::fits), full: WHOLE, ..fuse::Options::stored(dims, dtype) }
 }
 /// The same for a function that may say which of its parameters are wider.
-pub fn options(f: &Function, dims: &Bindings, dtype: DType) -> fuse::Options {
-    super::wide(f, fused(dims, dtype), dtype)
+pub fn options(f: &Function, dims: &Bindings, o: &Options) -> fuse::Options {
+    super::wide(f, fused(dims, o.dtype), o)
 }
 
 /// A GPU, or the machine in software: whoever has one on the same thread has the same one.
@@ -228,7 +231,7 @@ enum Kind {
 
 impl Gpu {
     pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Gpu, String> {
-        let sequence = fuse::sequence(f, &self::options(f, dims, options.dtype)).map_err(|e| e.to_string())?;
+        let sequence = fuse::sequence(f, &self::options(f, dims, options)).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let bound = [vec![None; plan.params.len()], vec![None; plan.results.len()]];
         let kind = match Device::of(options.on)? {
