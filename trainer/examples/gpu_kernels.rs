@@ -21,6 +21,7 @@ fn main() {
     let video = |t: i64, h: i64, w: i64, l: i64| -> Bindings { [("B", 1), ("T", t), ("H", h), ("W", w), ("L", l)].into_iter().map(|(k, v)| (Name::from(k), v)).collect() };
     let all = [
         ("dit", Config::Dit(dit::Config::digits()), Bindings::from([("B".into(), 128)])),
+        ("dit-small", Config::Dit(dit::Config { sample_size: [4, 4], num_attention_heads: 2, attention_head_dim: 8, num_layers: 1, ffn_dim: 24, num_classes: 3, time_frequencies: 4, ..dit::Config::digits() }), Bindings::from([("B".into(), 3)])),
         ("wan", read("tests/fixtures/models/wan_a/config.json"), video(1, 4, 6, 5)),
         ("cosmos", read("tests/fixtures/models/cosmos_t2i/config.json"), video(1, 4, 6, 5)),
         ("wan-1.3B", wan_13b(), video(21, 60, 104, 512)),
@@ -69,7 +70,8 @@ fn main() {
                         if let Some(dir) = args.get(2) {
                             std::fs::create_dir_all(dir).unwrap();
                             std::fs::write(format!("{dir}/{name}-{what}-{}.ptx", k.signature.symbol), &k.ptx).unwrap();
-                            if let Some(why) = &k.each {
+                            let why = k.each.clone().unwrap_or_default();
+                            if !why.is_empty() || std::env::var_os("TILES").is_some() {
                                 std::fs::write(format!("{dir}/{name}-{what}-{}.tile.txt", p.name), format!("{why}\n{p}")).unwrap();
                                 std::fs::write(format!("{dir}/{name}-{what}-{}.tile.json", p.name), serde_json::to_vec(p).unwrap()).unwrap();
                             }

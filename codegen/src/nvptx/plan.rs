@@ -406,6 +406,10 @@ impl Plan {
         } else {
             columns.clone().find(|a| matches!(p.axis(*a).role, Role::Block(_))).or_else(|| columns.clone().max_by_key(|a| p.axis(*a).extent()))
         };
+        // Matrix units take sixteen columns at once: a streamed axis is split at such places only.
+        if let Some(a) = split.filter(|a| tensor && matches!(p.axis(*a).role, Role::Stream(_)) && p.axis(*a).extent() % (granule * fragment.warps[1]) != 0) {
+            return bad(format!("{} elements of `{}` are split over {} warps, {granule} columns at once", p.axis(a).extent(), p.axis(a).name, fragment.warps[1]));
+        }
         let mut slots = vec![0; p.axes.len()];
         for a in columns {
             let extent = p.axis(a).extent();
