@@ -117,6 +117,32 @@ impl Network {
         eqns.reverse();
         Ok(Function { results: vec![port], eqns, ..self.function.clone() })
     }
+    /// The function of a program, and what is done to it.
+    fn derived(&self, kind: Kind) -> Result<(Function, Vec<Transform>), Error> {
+        let along = || [&self.x].into_iter().chain(&self.times).cloned().collect();
+        Ok(match kind {
+            Kind::Velocity => (self.only(&self.result)?, vec![]),
+            Kind::Tangent => (self.only(&self.result)?, vec![Transform::Jvp(along())]),
+            Kind::Pullback => (self.only(&self.result)?, vec![Transform::Vjp(self.weights())]),
+            Kind::Regression => (self.regression()?, vec![Transform::Vjp(self.weights())]),
+        })
+    }
+    /// Its programs on a GPU, without compiling them: velocity, tangent, pullback, regression, each with its plan and its block programs.
+    ///
+    /// # Errors
+    /// Those of derivation and fusion.
+    #[cfg(feature = "jit")]
+    pub fn outlines(&self, shapes: &BTreeMap<Name, Vec<usize>>, batch: usize, options: &Options) -> Result<Vec<Outline>, Error> {
+        let mut dims = self.dims.clone();
+        dims.insert(self.batch()?, batch as i64);
+        let one = |(what, kind)| {
+            let (f, transforms) = self.derived(kind)?;
+            let dims = f.bind(&|name: &str| shapes.get(name).cloned(), &dims).map_err(Error::new)?;
+            let (plan, programs) = crate::program::gpu::outline(&f, &transforms, &dims, options).map_err(|e| Error::new(format!("{what}: {e}")))?;
+            Ok(Outline { what, plan, programs })
+        };
+        [("velocity", Kind::Velocity), ("tangent", Kind::Tangent), ("pullback", Kind::Pullback), ("regression", Kind::Regression)].into_iter().map(one).collect()
+    }
     /// `loss[B] = Σ (velocity − target)²`, with the parameter `target`.
     fn regression(&self) -> Result<Function, Error> {
         let f = self.only(&self.result)?;
@@ -138,6 +164,17 @@ impl Network {
 const TARGET: &str = "regression.target";
 /// The result that is a loss, one number a sample.
 pub(crate) const LOSS: &str = "regression.loss";
+
+/// What a program of a network is, before it is compiled.
+#[cfg(feature = "jit")]
+pub struct Outline {
+    /// Which of its programs.
+    pub what: &'static str,
+    /// Its launches and its memory.
+    pub plan: runtime::plan::Plan,
+    /// Its kernels as block programs.
+    pub programs: Vec<ir::tile::Program>,
+}
 
 /// Which program.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -313,13 +350,7 @@ impl Model {
         if !self.programs.contains_key(&(kind, batch)) {
             let mut dims = n.dims.clone();
             dims.insert(n.batch()?, batch as i64);
-            let along: Vec<Name> = [&n.x].into_iter().chain(&n.times).cloned().collect();
-            let (f, transforms) = match kind {
-                Kind::Velocity => (n.only(&n.result)?, vec![]),
-                Kind::Tangent => (n.only(&n.result)?, vec![Transform::Jvp(along)]),
-                Kind::Pullback => (n.only(&n.result)?, vec![Transform::Vjp(n.weights())]),
-                Kind::Regression => (n.regression()?, vec![Transform::Vjp(n.weights())]),
-            };
+            let (f, transforms) = n.derived(kind)?;
             let shapes = |name: &str| self.shapes.get(name).cloned();
             let dims = f.bind(&shapes, &dims).map_err(Error::new)?;
             #[allow(unused_mut)] // bound where a device has the weights

@@ -2,7 +2,7 @@
 //! same kernels by the same plan without a device.
 
 use super::kernels::{cores, each_on};
-use super::{On, Options};
+use super::{On, Options, Transform};
 use codegen::GpuTarget;
 use codegen::nvptx::{self, Compiled};
 use ir::dim::Bindings;
@@ -318,6 +318,16 @@ impl Gpu {
             }
         }
     }
+}
+
+/// What a function is on a GPU, without compiling it: its plan, and its block programs.
+///
+/// # Errors
+/// Those of the transforms and of fusion, and a size without a number.
+pub fn outline(f: &Function, transforms: &[Transform], dims: &Bindings, options: &Options) -> Result<(Plan, Vec<ir::tile::Program>), String> {
+    let f = transforms.iter().try_fold(f.clone(), |f, t| t.apply_with(&f, options.checkpoint))?;
+    let sequence = fuse::sequence(&f, &self::options(&f, dims, options)).map_err(|e| e.to_string())?;
+    Ok((Plan::new(&sequence, dims).map_err(|e| e.to_string())?, sequence.programs))
 }
 
 /// PTX of every program, by default schedules, on all cores.
