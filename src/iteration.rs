@@ -56,6 +56,9 @@ pub struct Args {
     /// Seed of weights, data and noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Say at the end where the student's time goes on the device: its slowest kernels, so many of each program
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    profile: usize,
     /// Print JSON, a line an iteration
     #[arg(long)]
     json: bool,
@@ -219,6 +222,16 @@ pub fn run(a: &Args) -> Result<(), String> {
             println!("iteration {i}, {whose}'s turn{}: {seconds:.3} s, loss {}, gradient {}, not finite {}", if i < 2 { ", with compilation" } else { "" }, figure("loss"), figure("gradient_norm"), figure("nonfinite"));
             parts.iter().for_each(|(what, runs, s)| println!("  {s:>8.3} s  {what}, {runs} run{}", if *runs == 1 { "" } else { "s" }));
             println!("  {:>8.3} s  between programs", seconds - inside);
+        }
+    }
+    if a.profile > 0 {
+        let rows = method.student().model.device_profile().map_err(|e| e.to_string())?;
+        let mut programs: Vec<&String> = rows.iter().map(|r| &r.0).collect();
+        programs.dedup();
+        for p in programs {
+            let all: f64 = rows.iter().filter(|r| r.0 == *p).map(|r| r.3).sum();
+            println!("{p}: {:.1} ms, launch by launch", all * 1e3);
+            rows.iter().filter(|r| r.0 == *p).take(a.profile).for_each(|(_, kernel, n, s)| println!("  {:>9.3} ms {:>5.1} %  {kernel}, {n} launches", s * 1e3, 100.0 * s / all));
         }
     }
     if let Some(d) = &started

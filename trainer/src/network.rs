@@ -328,6 +328,18 @@ impl Model {
         self.version += 1;
         Ok(())
     }
+    /// Where the time of its programs goes on a CUDA device: program, kernel, launches, seconds.
+    ///
+    /// # Errors
+    /// Those of [`Program::device_profile`].
+    #[cfg(feature = "jit")]
+    pub fn device_profile(&self) -> Result<Vec<(String, String, usize, f64)>, Error> {
+        let mut all = vec![];
+        for ((kind, _), (p, _)) in &self.programs {
+            all.extend(p.device_profile().map_err(Error::new)?.into_iter().map(|(k, n, s)| (format!("{kind:?}").to_lowercase(), k, n, s)));
+        }
+        Ok(all)
+    }
     /// Kernel launches of its programs so far; none on the reference evaluator.
     pub fn launches(&self) -> u64 {
         self.launches
@@ -564,7 +576,10 @@ impl Resident {
             p.bind_param("a", &a.group(group)?)?;
             p.bind_param("b", &b.group(group)?)?;
             p.bind_result("sum", &a.group(group)?)?;
-            p.run(&[])?;
+            let done = p.run(&[]);
+            // What it was bound to goes when its owner lets go of it.
+            p.unbind(&["a", "b", "sum"]);
+            done?;
             launches += p.launches() as u64;
         }
         Ok(launches)

@@ -387,7 +387,10 @@ impl Optimizer {
                 let inputs: Vec<(&str, &Tensor)> = numbers.iter().map(|(n, t)| (*n, t)).collect();
                 for (group, p) in programs.iter_mut() {
                     p.bind_param("g", &flat.group(*group).map_err(bad)?).map_err(bad)?;
-                    said(&p.run(&inputs).map_err(bad)?)?;
+                    let out = p.run(&inputs);
+                    // Gradients go when their owner lets go of them.
+                    p.unbind(&["g"]);
+                    said(&out.map_err(bad)?)?;
                     self.launches += p.launches() as u64;
                 }
             }

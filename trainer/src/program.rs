@@ -304,6 +304,30 @@ impl Program {
             _ => Err(format!("`{name}`: this machine has the host's memory, nothing is bound")),
         }
     }
+    /// Lets go of the memory that parameters and results of these names are bound to.
+    #[cfg(feature = "jit")]
+    pub fn unbind(&mut self, names: &[&str]) {
+        let Machine::Gpu(g) = &mut self.machine else { return };
+        for (result, list) in [(false, &self.params), (true, &self.results)] {
+            list.iter().enumerate().filter(|(_, p)| names.contains(&&*p.name)).for_each(|(i, _)| g.free(result, i));
+        }
+    }
+    /// On a CUDA device, with what the last run was given: each kernel, how often it is launched, and the seconds of all its launches; the slowest first.
+    ///
+    /// # Errors
+    /// The driver's; another machine.
+    #[cfg(feature = "jit")]
+    pub fn device_profile(&self) -> Result<Vec<(String, usize, f64)>, String> {
+        let Machine::Gpu(g) = &self.machine else { return Err("a device is timed, and this machine is none".into()) };
+        let (plan, seconds) = (g.plan(), g.profile()?);
+        let mut rows: Vec<(String, usize, f64)> = plan.kernels.iter().map(|n| (n.to_string(), 0, 0.0)).collect();
+        for (l, s) in plan.launches.iter().zip(seconds) {
+            let row = &mut rows[l.kernel];
+            (row.1, row.2) = (row.1 + 1, row.2 + s);
+        }
+        rows.sort_by(|a, b| b.2.total_cmp(&a.2));
+        Ok(rows)
+    }
     /// The type in which a parameter, or a result, is in memory; none on the reference evaluator.
     #[cfg(feature = "jit")]
     pub fn in_memory(&self, name: &str) -> Option<DType> {

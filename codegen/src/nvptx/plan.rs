@@ -305,7 +305,7 @@ pub(super) fn roles(p: &Program, tf32: bool) -> Result<Roles, Error> {
         if let Ok(r) = roles_of(&outside(&form)) {
             return Ok(r);
         }
-        match axes::written_out(&form) {
+        match axes::written_out(&form).or_else(|| axes::apart(&form)) {
             Some(p) => form = p,
             None => return first.map_or_else(|| roles_of(p), Err),
         }

@@ -120,27 +120,48 @@ impl Execution {
         let bytes = self.plan.buffers[b].bytes();
         Ok(Place { memory: Rc::new(Memory::filled(&self.gpu, bytes, 0xff)?), first: 0, bytes })
     }
+    /// Parameter number `i` has memory of its own again, the next time that it is needed: whoever owns what it was bound to may let go of it.
+    pub fn free_param(&mut self, i: usize) {
+        *self.graph.get_mut() = None;
+        self.params.get_mut().get_mut(i).into_iter().for_each(|p| *p = None);
+    }
+    /// The same for a result.
+    pub fn free_result(&mut self, i: usize) {
+        *self.graph.get_mut() = None;
+        self.results.get_mut().get_mut(i).into_iter().for_each(|p| *p = None);
+    }
+    /// Launch number `i` of the plan, on a stream.
+    fn launch(&self, i: usize, arena: Part, stream: sys::CUstream) -> Result<(), Error> {
+        let (plan, params, results) = (&self.plan, self.params.borrow(), self.results.borrow());
+        let l = &plan.launches[i];
+        let parts = l.buffers.iter().map(|(b, offset)| {
+            let home = &plan.buffers[*b];
+            let nowhere = || Error::new(format!("cuda: `{}` is nowhere", home.name));
+            let of = |places: &[Option<Place>], i: usize| places[i].as_ref().map(|p| p.memory.part(p.first + offset)).ok_or_else(nowhere);
+            match home.home {
+                Home::Param(i) => of(&params, i),
+                Home::Result(i) => of(&results, i),
+                Home::Arena(o) => Ok(arena.behind(o + offset)),
+                Home::Nowhere => Err(nowhere()),
+            }
+        });
+        self.kernels[l.kernel].launch_on(stream, &parts.collect::<Result<Vec<_>, _>>()?, &plan.dims)
+    }
+    /// Runs one launch after the other, and says how many seconds the device took for each: what a run takes is less than their sum, which has what lies between two launches.
+    ///
+    /// # Errors
+    /// Those of [`Execution::run`].
+    pub fn profile(&self) -> Result<Vec<f64>, Error> {
+        self.allocate()?;
+        let (_, arena) = self.gpu.workspace(self.plan.arena)?;
+        (0..self.plan.launches.len()).map(|i| self.gpu.time(|| self.launch(i, arena, std::ptr::null_mut()))).collect()
+    }
     /// All launches as one graph.
     fn record(&self, arena: Part) -> Result<Graph, Error> {
-        let plan = &self.plan;
-        let (params, results) = (self.params.borrow(), self.results.borrow());
         let stream = Stream(result::stream::create(result::stream::StreamKind::Default).map_err(failed("stream"))?);
         // SAFETY: the stream is ours and idle; what is launched while it records only becomes a part of the graph.
         unsafe { result::stream::begin_capture(stream.0, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) }.map_err(failed("graph"))?;
-        let launched = plan.launches.iter().try_for_each(|l| {
-            let parts = l.buffers.iter().map(|(b, offset)| {
-                let home = &plan.buffers[*b];
-                let nowhere = || Error::new(format!("cuda: `{}` is nowhere", home.name));
-                let of = |places: &[Option<Place>], i: usize| places[i].as_ref().map(|p| p.memory.part(p.first + offset)).ok_or_else(nowhere);
-                match home.home {
-                    Home::Param(i) => of(&params, i),
-                    Home::Result(i) => of(&results, i),
-                    Home::Arena(o) => Ok(arena.behind(o + offset)),
-                    Home::Nowhere => Err(nowhere()),
-                }
-            });
-            self.kernels[l.kernel].launch_on(stream.0, &parts.collect::<Result<Vec<_>, _>>()?, &plan.dims)
-        });
+        let launched = (0..self.plan.launches.len()).try_for_each(|i| self.launch(i, arena, stream.0));
         // SAFETY: the stream records since `begin_capture`; it has to end in any case.
         let graph = unsafe { result::stream::end_capture(stream.0) }.map_err(failed("graph"));
         launched?;

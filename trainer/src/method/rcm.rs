@@ -87,6 +87,10 @@ impl Rcm {
         all.extend(self.fake.as_ref().map(|f| ("fake", f.spent())));
         all
     }
+    /// The student, for those who ask where its time goes.
+    pub fn student(&self) -> &Learner {
+        &self.student
+    }
     /// Bytes of a device's memory for weights, averages, moments and gradients of all its networks.
     pub fn device_bytes(&self) -> usize {
         self.student.device_bytes() + self.teacher.model.device_bytes() + self.fake.as_ref().map_or(0, Learner::device_bytes)

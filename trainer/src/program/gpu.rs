@@ -282,6 +282,33 @@ impl Gpu {
         self.bound[usize::from(result)][i] = Some(place.clone());
         Ok(())
     }
+    /// Parameter or result number `i` has no place of somebody's any more.
+    pub fn free(&mut self, result: bool, i: usize) {
+        self.bound[usize::from(result)].get_mut(i).into_iter().for_each(|p| *p = None);
+        match &mut self.kind {
+            Kind::Sim(_) => {}
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { execution, has, .. } => {
+                if result {
+                    execution.free_result(i);
+                } else {
+                    execution.free_param(i);
+                    has.get_mut().get_mut(i).into_iter().for_each(|v| *v = 0);
+                }
+            }
+        }
+    }
+    /// Seconds that each launch takes on a device, with what the last run was given.
+    ///
+    /// # Errors
+    /// The driver's; in software nothing is timed.
+    pub fn profile(&self) -> Result<Vec<f64>, String> {
+        match &self.kind {
+            Kind::Sim(_) => Err("the PTX machine in software is not timed".into()),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { execution, .. } => execution.profile().map_err(|e| e.to_string()),
+        }
+    }
     /// Whether parameter number `i` has a place of somebody's.
     pub fn is_bound(&self, i: usize) -> bool {
         self.bound[0].get(i).is_some_and(Option::is_some)
