@@ -155,6 +155,15 @@ impl Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
+        // One rounding, as by way of f64, without a table of that: weights are large.
+        let narrow = match (&self.data, dtype) {
+            (TensorData::F32(v), DType::BF16) => Some(TensorData::BF16(v.iter().map(|x| half::bf16::from_f32(*x)).collect())),
+            (TensorData::BF16(v), DType::F32) => Some(TensorData::F32(v.iter().map(|x| x.to_f32()).collect())),
+            _ => None,
+        };
+        if let Some(data) = narrow {
+            return Tensor { shape: self.shape.clone(), data };
+        }
         // One element in, one out: the count cannot differ.
         Tensor::from_f64(dtype, &self.shape, &self.to_f64()).unwrap_or_else(|_| self.clone())
     }

@@ -275,20 +275,24 @@ impl Optimizer {
         }
         let layout: Vec<(Name, Vec<usize>)> = weights.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let o = Optimizer { settings, dtype: DType::F32, layout, kept: Kept::Device { state, read: read.clone(), programs }, parts, steps: 0, launches: 0, spent: Duration::ZERO };
-        for p in o.parts.iter().filter(|p| matches!(**p, "w" | "average")) {
-            o.put(p, weights)?;
+        // What the network reads is there already.
+        o.put("w", weights, false)?;
+        if let Kept::Device { state, .. } = &o.kept
+            && let (Some(w), Some(a)) = (state.get("w"), state.get("average"))
+        {
+            a.copy(w).map_err(bad)?;
         }
         Ok(o)
     }
-    /// Writes a part to the device.
+    /// Writes a part to the device; with `all`, of the weights also what the network reads.
     #[cfg(feature = "jit")]
-    fn put(&self, part: &'static str, values: &Weights) -> Result<(), Error> {
+    fn put(&self, part: &'static str, values: &Weights, all: bool) -> Result<(), Error> {
         let Kept::Device { state, read, .. } = &self.kept else { return Ok(()) };
         for (name, _) in &self.layout {
             let t = values.get(name).ok_or_else(|| Error::new(format!("adamw: no tensor `{name}`")))?;
             let put = |f: &Flat| f.write(name, t).map_err(|e| Error::new(format!("adamw: {e}")));
             state.get(part).map_or(Ok(()), put)?;
-            if part == "w" {
+            if part == "w" && all {
                 put(read)?;
             }
         }
@@ -445,7 +449,7 @@ impl Optimizer {
             match &mut self.kept {
                 Kept::Host { state, .. } => _ = state.insert(part, join(weights, &self.layout, self.dtype)?),
                 #[cfg(feature = "jit")]
-                Kept::Device { .. } => self.put(part, weights)?,
+                Kept::Device { .. } => self.put(part, weights, true)?,
             }
         }
         self.steps = loaded.steps;

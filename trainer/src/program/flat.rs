@@ -96,6 +96,20 @@ impl Flat {
         };
         Ok(Flat { layout: self.layout.clone(), memory: self.memory.iter().map(one).collect::<Result<_, String>>()? })
     }
+    /// Copies what another one of the same layout and types holds.
+    ///
+    /// # Errors
+    /// Groups that differ; the driver's.
+    pub fn copy(&self, from: &Flat) -> Result<(), String> {
+        for (group, (m, d)) in &self.memory {
+            let (n, e) = from.memory.get(group).ok_or_else(|| format!("no group of {group}"))?;
+            if d != e {
+                return Err(format!("a copy of {e} to {d}"));
+            }
+            m.copy(n)?;
+        }
+        Ok(())
+    }
     /// Where tensors are.
     pub fn layout(&self) -> &Rc<Layout> {
         &self.layout
