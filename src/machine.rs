@@ -138,11 +138,11 @@ pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Re
 /// Results on the first CUDA device; with `tf32`, products of f32 matrices may round their operands to that.
 #[cfg(feature = "cuda")]
 pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, tf32: bool) -> Result<Vec<Tensor>, String> {
-    let gpu = runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?;
+    let gpu = std::rc::Rc::new(runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?);
     let (device, mut target) = cuda_target()?;
     target.tf32 = tf32;
     let (plan, kernels) = planned(f, dims, dtype, &|p| crate::tune::kept(p, &target, &device, dims))?;
-    let load = |k: &codegen::nvptx::Compiled| runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature);
+    let load = |k: &codegen::nvptx::Compiled| runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature).map(std::rc::Rc::new);
     let kernels = kernels.iter().map(load).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     let ready = runtime::cuda::Execution::new(&gpu, plan, kernels).map_err(|e| e.to_string())?;
     let run = || -> Result<Vec<Tensor>, Error> {

@@ -6,6 +6,7 @@ mod devices;
 mod evaluate;
 mod explain;
 mod gpu;
+mod iteration;
 mod net;
 mod opt;
 mod run;
@@ -69,6 +70,9 @@ enum Command {
     /// Distill a teacher into a student of a few steps
     #[command(after_help = "Example: pushforward distill examples/distill/digits-rcm.toml\n         pushforward distill --print-config > mine.toml")]
     Distill(training::Args),
+    /// Time iterations of rCM of a network with random weights, part by part, with the memory that they take
+    #[command(after_help = "Example: pushforward iteration examples/wan-1.3b --on cuda --dim T=6,H=60,W=104,L=512\n         pushforward iteration examples/wan-1.3b --explain")]
+    Iteration(iteration::Args),
     /// Draw samples from a trained network
     #[command(after_help = "Example: pushforward sample examples/distill/digits-rcm.toml --steps 1,2,4 -o samples")]
     Sample(sample::Args),
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
         Command::Gpu(a) => gpu::run(&a),
         Command::Teach(a) => training::teach(&a),
         Command::Distill(a) => training::distill(&a),
+        Command::Iteration(a) => iteration::run(&a),
         Command::Sample(a) => sample::run(&a),
         Command::Evaluate(a) => evaluate::run(&a),
         Command::Study(a) => study::run(&a),

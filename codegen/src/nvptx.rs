@@ -45,6 +45,8 @@ pub struct Compiled {
     pub mlir: String,
     /// LLVM IR after its passes, if it was asked for.
     pub llvm: Option<String>,
+    /// Why it has a thread for each element instead of a form over fragments, where that is so.
+    pub each: Option<String>,
 }
 
 fn refused(p: &Program, why: &str) -> Error {
@@ -103,10 +105,13 @@ pub fn compile_at(p: &Program, target: &GpuTarget, dims: &Bindings, texts: bool)
 fn compile_by(p: &Program, target: &GpuTarget, texts: bool, schedule: impl FnOnce() -> Result<Schedule, Error>) -> Result<Compiled, Error> {
     match no_double(p).and_then(|()| schedule()) {
         Ok(s) => compile_with(p, target, &s, texts),
-        Err(_) => made(p, target, texts, || {
-            let (body, signature) = each::lower(p, &symbol(p))?;
-            Ok((module(&signature, &body, ""), signature))
-        }),
+        Err(why) => {
+            let code = made(p, target, texts, || {
+                let (body, signature) = each::lower(p, &symbol(p))?;
+                Ok((module(&signature, &body, ""), signature))
+            })?;
+            Ok(Compiled { each: Some(why.to_string()), ..code })
+        }
     }
 }
 
@@ -115,7 +120,7 @@ fn made(p: &Program, target: &GpuTarget, texts: bool, lower: impl FnOnce() -> Re
     verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let (mlir, signature) = lower()?;
     let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
-    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm })
+    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm, each: None })
 }
 
 /// Fragments hold f32.

@@ -155,6 +155,15 @@ impl Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
+        // One rounding, as by way of f64, without a table of that: weights are large.
+        let narrow = match (&self.data, dtype) {
+            (TensorData::F32(v), DType::BF16) => Some(TensorData::BF16(v.iter().map(|x| half::bf16::from_f32(*x)).collect())),
+            (TensorData::BF16(v), DType::F32) => Some(TensorData::F32(v.iter().map(|x| x.to_f32()).collect())),
+            _ => None,
+        };
+        if let Some(data) = narrow {
+            return Tensor { shape: self.shape.clone(), data };
+        }
         // One element in, one out: the count cannot differ.
         Tensor::from_f64(dtype, &self.shape, &self.to_f64()).unwrap_or_else(|_| self.clone())
     }
@@ -188,7 +197,12 @@ impl Tensor {
 
     /// The elements as little-endian bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        each!(&self.data, v => v.iter().flat_map(|x| x.to_le_bytes()).collect())
+        fn copied<T, const N: usize>(v: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
+            let mut out = vec![0; v.len() * N];
+            out.chunks_exact_mut(N).zip(v).for_each(|(to, x)| to.copy_from_slice(&bytes(x)));
+            out
+        }
+        each!(&self.data, v => copied(v, |x| x.to_le_bytes()))
     }
     /// A tensor from little-endian bytes.
     ///

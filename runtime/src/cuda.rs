@@ -4,8 +4,8 @@
 mod execution;
 mod stream;
 
-pub use execution::Execution;
-pub use stream::{Gpu, Kernel, Memory};
+pub use execution::{Execution, Place};
+pub use stream::{Assembler, Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
 use sys::CUdevice_attribute as Attribute;

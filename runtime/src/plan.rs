@@ -180,6 +180,16 @@ impl Plan {
         }
         Ok(())
     }
+    /// Whether result number `r` may lie where parameter number `p` lies, as far as launches go: no launch reads the parameter behind the first one that writes the result, and a launch
+    /// that has both takes them whole. That such a kernel reads an element before it writes it is for its function to say: elementwise ones do.
+    pub fn may_replace(&self, p: usize, r: usize) -> bool {
+        let (Some(&p), Some(&r)) = (self.params.get(p), self.results.get(r)) else { return false };
+        let (old, new) = (&self.buffers[p], &self.buffers[r]);
+        let touches = |l: &Launch, m: usize| l.buffers.iter().any(|(b, _)| *b == m);
+        let Some(written) = self.launches.iter().position(|l| touches(l, r)) else { return false };
+        let whole = self.launches[written].buffers.iter().all(|(b, offset)| (*b != p && *b != r) || *offset == 0);
+        old.dtype == new.dtype && old.shape == new.shape && whole && !self.launches[written + 1..].iter().any(|l| touches(l, p))
+    }
     /// Bytes of parameters, each once.
     pub fn param_bytes(&self) -> usize {
         self.params.iter().map(|b| self.buffers[*b].bytes()).sum()

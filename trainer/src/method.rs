@@ -12,19 +12,70 @@ pub mod meanflow;
 pub mod rcm;
 pub mod scm;
 
+pub(crate) use learner::add;
 pub use learner::{Learner, Teacher};
 
 use crate::density::Density;
+#[cfg(feature = "jit")]
+use crate::program::flat::Flat;
 use crate::random::Random;
 use crate::rows::Rows;
 use crate::time::Trig;
 use ir::diagnostic::Error;
 use ir::dim::Name;
 use ir::tensor::Tensor;
+use std::borrow::Cow;
+#[cfg(feature = "jit")]
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+#[cfg(feature = "jit")]
+use std::rc::Rc;
 
 /// Tensors of a network by the names that its function gives its parameters.
 pub type Weights = BTreeMap<Name, Tensor>;
+
+/// Gradients of a network's weights, where its programs left them.
+pub enum Gradients {
+    /// In the host's memory.
+    Host(Weights),
+    /// In a device's.
+    #[cfg(feature = "jit")]
+    Device(Rc<RefCell<Flat>>),
+}
+
+impl From<Weights> for Gradients {
+    fn from(w: Weights) -> Gradients {
+        Gradients::Host(w)
+    }
+}
+
+impl Default for Gradients {
+    fn default() -> Gradients {
+        Gradients::Host(Weights::new())
+    }
+}
+
+impl Gradients {
+    /// By weight, copied from a device where they are there.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn host(&self) -> Result<Cow<'_, Weights>, Error> {
+        match self {
+            Gradients::Host(w) => Ok(Cow::Borrowed(w)),
+            #[cfg(feature = "jit")]
+            Gradients::Device(f) => f.borrow().all().map(Cow::Owned).map_err(|e| Error::new(format!("gradients: {e}"))),
+        }
+    }
+    /// Where they are on a device.
+    #[cfg(feature = "jit")]
+    pub(crate) fn device(&self) -> Result<Flat, Error> {
+        match self {
+            Gradients::Host(_) => Err(Error::new("gradients on the host, but weights on a device")),
+            Gradients::Device(f) => Ok(f.borrow().clone()),
+        }
+    }
+}
 
 /// What is known of the samples of a batch, `[B, …]`, by the network's parameter names.
 pub type Condition = BTreeMap<Name, Tensor>;
@@ -67,11 +118,20 @@ pub trait Method {
     /// A batch that does not fit the network, or a program that cannot run; the state is then as before the step, or named as spoilt by the message.
     fn step(&mut self, iteration: u64, batch: &Batch, random: &Random) -> Result<Metrics, Error>;
     /// The weights of the network that is trained (the student), as they are now.
-    fn weights(&self) -> Weights;
+    ///
+    /// # Errors
+    /// Those of the device that has them.
+    fn weights(&self) -> Result<Weights, Error>;
     /// Their average, which is what is evaluated and exported; [`Method::weights`] where no average is kept.
-    fn average(&self) -> Weights;
+    ///
+    /// # Errors
+    /// As [`Method::weights`].
+    fn average(&self) -> Result<Weights, Error>;
     /// Everything that the next step depends on, by name (`student.weights.KEY`, `student.second.KEY`, `fake.steps`, …): what a checkpoint stores.
-    fn state(&self) -> BTreeMap<String, Tensor>;
+    ///
+    /// # Errors
+    /// As [`Method::weights`].
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error>;
     /// Goes on from a state that [`Method::state`] gave.
     ///
     /// # Errors

@@ -10,17 +10,29 @@
 //! The function predicts the velocity `ε − x₀` of a rectified flow; what other parametrisations need of it is in `scaling`. Times are u in 0..1 here, and the
 //! network sees `time_scale·u`.
 
-use crate::method::{Condition, Weights};
+use crate::method::{Condition, Gradients, Weights};
+#[cfg(feature = "jit")]
+use crate::program::flat::{Flat, Layout, ROW};
+#[cfg(feature = "jit")]
+use crate::program::gpu::Device;
 use crate::program::{Options, Program};
 use crate::rows::Rows;
 use ir::builder::Builder;
 use ir::diagnostic::Error;
+#[cfg(feature = "jit")]
+use ir::dim::Dim;
 use ir::dim::{Bindings, Name};
 use ir::graph::{Function, Port};
 use ir::tensor::Tensor;
 use ir::types::DType;
+#[cfg(feature = "jit")]
+use ir::types::{Axis, Type};
 use passes::ad::Transform;
+#[cfg(feature = "jit")]
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+#[cfg(feature = "jit")]
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 /// A function and what its parameters are for.
@@ -105,6 +117,32 @@ impl Network {
         eqns.reverse();
         Ok(Function { results: vec![port], eqns, ..self.function.clone() })
     }
+    /// The function of a program, and what is done to it.
+    fn derived(&self, kind: Kind) -> Result<(Function, Vec<Transform>), Error> {
+        let along = || [&self.x].into_iter().chain(&self.times).cloned().collect();
+        Ok(match kind {
+            Kind::Velocity => (self.only(&self.result)?, vec![]),
+            Kind::Tangent => (self.only(&self.result)?, vec![Transform::Jvp(along())]),
+            Kind::Pullback => (self.only(&self.result)?, vec![Transform::Vjp(self.weights())]),
+            Kind::Regression => (self.regression()?, vec![Transform::Vjp(self.weights())]),
+        })
+    }
+    /// Its programs on a GPU, without compiling them: velocity, tangent, pullback, regression, each with its plan and its block programs.
+    ///
+    /// # Errors
+    /// Those of derivation and fusion.
+    #[cfg(feature = "jit")]
+    pub fn outlines(&self, shapes: &BTreeMap<Name, Vec<usize>>, batch: usize, options: &Options) -> Result<Vec<Outline>, Error> {
+        let mut dims = self.dims.clone();
+        dims.insert(self.batch()?, batch as i64);
+        let one = |(what, kind)| {
+            let (f, transforms) = self.derived(kind)?;
+            let dims = f.bind(&|name: &str| shapes.get(name).cloned(), &dims).map_err(Error::new)?;
+            let (plan, programs) = crate::program::gpu::outline(&f, &transforms, &dims, options).map_err(|e| Error::new(format!("{what}: {e}")))?;
+            Ok(Outline { what, plan, programs })
+        };
+        [("velocity", Kind::Velocity), ("tangent", Kind::Tangent), ("pullback", Kind::Pullback), ("regression", Kind::Regression)].into_iter().map(one).collect()
+    }
     /// `loss[B] = Σ (velocity − target)²`, with the parameter `target`.
     fn regression(&self) -> Result<Function, Error> {
         let f = self.only(&self.result)?;
@@ -127,6 +165,17 @@ const TARGET: &str = "regression.target";
 /// The result that is a loss, one number a sample.
 pub(crate) const LOSS: &str = "regression.loss";
 
+/// What a program of a network is, before it is compiled.
+#[cfg(feature = "jit")]
+pub struct Outline {
+    /// Which of its programs.
+    pub what: &'static str,
+    /// Its launches and its memory.
+    pub plan: runtime::plan::Plan,
+    /// Its kernels as block programs.
+    pub programs: Vec<ir::tile::Program>,
+}
+
 /// Which program.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
@@ -140,7 +189,13 @@ enum Kind {
 pub struct Model {
     network: Network,
     options: Options,
+    /// On machines with the host's memory.
     weights: Weights,
+    /// Shapes of the weights.
+    shapes: BTreeMap<Name, Vec<usize>>,
+    /// On a device.
+    #[cfg(feature = "jit")]
+    resident: Option<Resident>,
     /// Goes up with the weights: what programs have of them.
     version: u64,
     programs: BTreeMap<(Kind, usize), (Program, u64)>,
@@ -150,10 +205,22 @@ pub struct Model {
     spent: BTreeMap<(Kind, usize), (u64, Duration)>,
 }
 
+/// A network in a device's memory: every program reads the same weights, and those that have gradients write them to the same place.
+#[cfg(feature = "jit")]
+struct Resident {
+    device: Device,
+    weights: Flat,
+    gradient: Option<Flat>,
+    /// The last gradients that were given out. If they are still held when others are to be written, they are copied before.
+    lent: Weak<RefCell<Flat>>,
+    /// Sums of two gradients, by group.
+    sums: BTreeMap<DType, Program>,
+}
+
 /// What a gradient program says.
 pub struct Gradient {
     /// Of each weight.
-    pub weights: Weights,
+    pub weights: Gradients,
     /// Of each sample, without weights; empty where only the cotangent was given.
     pub loss: Vec<f64>,
 }
@@ -164,7 +231,14 @@ impl Model {
     /// # Errors
     /// A weight that is missing, unknown, or of another shape.
     pub fn new(network: Network, weights: &Weights, options: &Options) -> Result<Model, Error> {
-        let mut f = Model { network, options: options.clone(), weights: Weights::new(), version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0, spent: BTreeMap::new() };
+        let shapes = weights.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        #[cfg(feature = "jit")]
+        let resident = Resident::new(&network, weights, options)?;
+        let mut f = Model {
+            network, options: options.clone(), weights: Weights::new(), shapes, version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0, spent: BTreeMap::new(),
+            #[cfg(feature = "jit")]
+            resident,
+        };
         f.set_weights(weights)?;
         Ok(f)
     }
@@ -176,9 +250,55 @@ impl Model {
     pub fn options(&self) -> &Options {
         &self.options
     }
-    /// The weights.
-    pub fn weights(&self) -> &Weights {
-        &self.weights
+    /// The weights, as they are read.
+    ///
+    /// # Errors
+    /// Those of the device that has them.
+    pub fn weights(&self) -> Result<Weights, Error> {
+        #[cfg(feature = "jit")]
+        if let Some(r) = &self.resident {
+            return r.weights.all().map_err(Error::new);
+        }
+        Ok(self.weights.clone())
+    }
+    /// Whether its weights are in a device's memory.
+    pub fn is_resident(&self) -> bool {
+        #[cfg(feature = "jit")]
+        return self.resident.is_some();
+        #[cfg(not(feature = "jit"))]
+        false
+    }
+    /// The device that has its weights, and where they are.
+    #[cfg(feature = "jit")]
+    pub(crate) fn resident(&self) -> Option<(&Device, &Flat)> {
+        self.resident.as_ref().map(|r| (&r.device, &r.weights))
+    }
+    /// Bytes of a device's memory that it has for weights and gradients.
+    pub fn device_bytes(&self) -> usize {
+        #[cfg(feature = "jit")]
+        if let Some(r) = &self.resident {
+            return r.weights.bytes() + r.gradient.as_ref().map_or(0, Flat::bytes);
+        }
+        0
+    }
+    /// The largest work space of its programs so far, and all that they have for parameters and results of their own, in bytes by their plans.
+    pub fn program_bytes(&self) -> (usize, usize) {
+        let plans = || self.programs.values().filter_map(|(p, _)| p.plan());
+        let shared = |name: &str| self.shapes.contains_key(name) || name.strip_suffix(".ct").is_some_and(|n| self.shapes.contains_key(n));
+        let own = plans().flat_map(|p| p.params.iter().chain(&p.results).map(|b| &p.buffers[*b])).filter(|b| !shared(&b.name)).map(|b| b.bytes()).sum();
+        (plans().map(|p| p.arena).max().unwrap_or(0), own)
+    }
+    /// `a + b`, weight by weight.
+    ///
+    /// # Errors
+    /// Gradients of other networks, or on different machines.
+    pub fn add(&mut self, a: Gradients, b: &Gradients) -> Result<Gradients, Error> {
+        #[cfg(feature = "jit")]
+        if let (Gradients::Device(x), Gradients::Device(y), Some(r)) = (&a, b, &mut self.resident) {
+            self.launches += r.add(&x.borrow(), &y.borrow(), &self.options).map_err(Error::new)?;
+            return Ok(a);
+        }
+        crate::method::add(a.host()?.into_owned(), &*b.host()?).map(Gradients::Host)
     }
     /// Other weights of the same shapes.
     ///
@@ -197,11 +317,28 @@ impl Model {
             if !fits {
                 return Err(Error::new(format!("network `{name}`: weight `{}` is {ty}, but the tensor has shape {:?}", p.name, t.shape())));
             }
-            checked.insert(p.name.clone(), t.convert(self.options.dtype));
+            #[cfg(feature = "jit")]
+            if let Some(r) = &self.resident {
+                r.weights.write(&p.name, t).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
+                continue;
+            }
+            checked.insert(p.name.clone(), t.convert(self.options.exchanged()));
         }
         self.weights = checked;
         self.version += 1;
         Ok(())
+    }
+    /// Where the time of its programs goes on a CUDA device: program, kernel, launches, seconds.
+    ///
+    /// # Errors
+    /// Those of [`Program::device_profile`].
+    #[cfg(feature = "jit")]
+    pub fn device_profile(&self) -> Result<Vec<(String, String, usize, f64)>, Error> {
+        let mut all = vec![];
+        for ((kind, _), (p, _)) in &self.programs {
+            all.extend(p.device_profile().map_err(Error::new)?.into_iter().map(|(k, n, s)| (format!("{kind:?}").to_lowercase(), k, n, s)));
+        }
+        Ok(all)
     }
     /// Kernel launches of its programs so far; none on the reference evaluator.
     pub fn launches(&self) -> u64 {
@@ -225,16 +362,15 @@ impl Model {
         if !self.programs.contains_key(&(kind, batch)) {
             let mut dims = n.dims.clone();
             dims.insert(n.batch()?, batch as i64);
-            let along: Vec<Name> = [&n.x].into_iter().chain(&n.times).cloned().collect();
-            let (f, transforms) = match kind {
-                Kind::Velocity => (n.only(&n.result)?, vec![]),
-                Kind::Tangent => (n.only(&n.result)?, vec![Transform::Jvp(along)]),
-                Kind::Pullback => (n.only(&n.result)?, vec![Transform::Vjp(n.weights())]),
-                Kind::Regression => (n.regression()?, vec![Transform::Vjp(n.weights())]),
-            };
-            let shapes = |name: &str| self.weights.get(name).map(|t| t.shape().to_vec());
+            let (f, transforms) = n.derived(kind)?;
+            let shapes = |name: &str| self.shapes.get(name).cloned();
             let dims = f.bind(&shapes, &dims).map_err(Error::new)?;
-            let p = Program::new(&f, &transforms, &dims, &self.options).map_err(|e| Error::new(format!("network `{}`: {e}", n.function.name)))?;
+            #[allow(unused_mut)] // bound where a device has the weights
+            let mut p = Program::new(&f, &transforms, &dims, &self.options).map_err(|e| Error::new(format!("network `{}`: {e}", n.function.name)))?;
+            #[cfg(feature = "jit")]
+            if let Some(r) = &mut self.resident {
+                r.bind(&mut p, matches!(kind, Kind::Pullback | Kind::Regression)).map_err(|e| Error::new(format!("network `{}`: {e}", n.function.name)))?;
+            }
             self.programs.insert((kind, batch), (p, 0));
         }
         let (p, version) = self.programs.get_mut(&(kind, batch)).ok_or_else(|| Error::new("a program that was just made is gone"))?;
@@ -248,7 +384,7 @@ impl Model {
     }
     /// The tensors of a point: sample, times, condition, by parameter.
     fn inputs(&self, at: &Point, suffix: &str) -> Result<Vec<(String, Tensor)>, Error> {
-        let (n, dtype, batch) = (&self.network, self.options.dtype, at.x.batch());
+        let (n, dtype, batch) = (&self.network, self.options.exchanged(), at.x.batch());
         if at.times.len() != n.times.len() {
             return Err(Error::new(format!("network `{}` has {} times, but {} given", n.function.name, n.times.len(), at.times.len())));
         }
@@ -276,7 +412,7 @@ impl Model {
                 Error::new(format!("network `{}` wants the condition `{name}`", n.function.name)).hint(format!("given are {}", condition.keys().map(|k| &**k).collect::<Vec<_>>().join(", ")))
             })?;
             let float = n.function.param(name).is_some_and(|v| n.function.ty(v).dtype.is_float());
-            list.push((name.to_string(), if float { t.convert(self.options.dtype) } else { t.convert(DType::I32) }));
+            list.push((name.to_string(), if float { t.convert(self.options.exchanged()) } else { t.convert(DType::I32) }));
         }
         Ok(list)
     }
@@ -289,6 +425,10 @@ impl Model {
     fn run(&mut self, kind: Kind, batch: usize, inputs: &[(String, Tensor)]) -> Result<BTreeMap<Name, Tensor>, Error> {
         let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let name = self.network.function.name.clone();
+        #[cfg(feature = "jit")]
+        if let (Some(r), Kind::Pullback | Kind::Regression) = (&mut self.resident, kind) {
+            r.keep_lent().map_err(Error::new)?;
+        }
         let p = self.program(kind, batch)?;
         let start = Instant::now();
         let out = p.run(&list).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
@@ -334,7 +474,7 @@ impl Model {
     /// As [`Model::velocity`].
     pub fn pullback(&mut self, at: &Point, condition: &Condition, cotangent: &Rows) -> Result<Gradient, Error> {
         let mut inputs = self.point(at, condition)?;
-        inputs.push((format!("{}.ct", self.network.result), cotangent.tensor(self.options.dtype)?));
+        inputs.push((format!("{}.ct", self.network.result), cotangent.tensor(self.options.exchanged())?));
         let out = self.run(Kind::Pullback, at.x.batch(), &inputs)?;
         Ok(Gradient { weights: self.gradients(out)?, loss: vec![] })
     }
@@ -344,18 +484,105 @@ impl Model {
     /// As [`Model::velocity`].
     pub fn regression(&mut self, at: &Point, condition: &Condition, target: &Rows, weights: &[f64]) -> Result<Gradient, Error> {
         let mut inputs = self.point(at, condition)?;
-        inputs.push((TARGET.into(), target.tensor(self.options.dtype)?));
-        inputs.push((format!("{LOSS}.ct"), Tensor::from_f64(self.options.dtype, &[weights.len()], weights)?));
+        inputs.push((TARGET.into(), target.tensor(self.options.exchanged())?));
+        inputs.push((format!("{LOSS}.ct"), Tensor::from_f64(self.options.exchanged(), &[weights.len()], weights)?));
         let out = self.run(Kind::Regression, at.x.batch(), &inputs)?;
         let loss = out.get(LOSS).map(Tensor::to_f64).ok_or_else(|| Error::new("a regression without its loss"))?;
         Ok(Gradient { weights: self.gradients(out)?, loss })
     }
-    fn gradients(&self, mut out: BTreeMap<Name, Tensor>) -> Result<Weights, Error> {
+    fn gradients(&mut self, mut out: BTreeMap<Name, Tensor>) -> Result<Gradients, Error> {
+        #[cfg(feature = "jit")]
+        if let Some(r) = &mut self.resident {
+            return r.lend().map(Gradients::Device).map_err(Error::new);
+        }
         let one = |n: Name| {
             let g = out.remove(&*format!("{n}.ct")).ok_or_else(|| Error::new(format!("no gradient of weight `{n}`")))?;
             Ok((n, g))
         };
-        self.network.weights().into_iter().map(one).collect()
+        self.network.weights().into_iter().map(one).collect::<Result<Weights, Error>>().map(Gradients::Host)
+    }
+}
+
+#[cfg(feature = "jit")]
+impl Resident {
+    /// Memory for the weights of a network on a machine that has its own.
+    fn new(n: &Network, weights: &Weights, options: &Options) -> Result<Option<Resident>, Error> {
+        let Some(device) = Device::of(options.on).map_err(Error::new)? else { return Ok(None) };
+        let narrow = options.dtype.bytes() < 4;
+        // A function that says which of its parameters are narrow means that the others are not.
+        let said = narrow && n.function.params.iter().any(|p| n.function.ty(p.var).dtype == options.dtype);
+        let stored = |d: DType| if narrow && (!said || d == options.dtype) { options.dtype } else { DType::F32 };
+        let names = n.weights();
+        let list = n.function.params.iter().filter(|p| names.contains(&p.name)).filter_map(|p| Some((p.name.clone(), weights.get(&p.name)?.shape().to_vec(), stored(n.function.ty(p.var).dtype))));
+        let layout = Rc::new(Layout::new(list));
+        let weights = Flat::zeros(&device, &layout, |d| d).map_err(Error::new)?;
+        Ok(Some(Resident { device, weights, gradient: None, lent: Weak::new(), sums: BTreeMap::new() }))
+    }
+    /// Gives a program the weights, and a place for their gradients.
+    fn bind(&mut self, p: &mut Program, gradient: bool) -> Result<(), String> {
+        let names: Vec<Name> = self.weights.layout().tensors().map(|(n, _)| n.clone()).collect();
+        for n in &names {
+            let (place, dtype) = self.weights.place(n)?;
+            match p.in_memory(n) {
+                Some(d) if d == dtype => p.bind_param(n, &place)?,
+                other => return Err(format!("weight `{n}` is {dtype} in memory, but the program reads {}", other.map_or("nothing", DType::name))),
+            }
+        }
+        if !gradient {
+            return Ok(());
+        }
+        let flat = match &self.gradient {
+            Some(f) => f,
+            None => self.gradient.insert(Flat::zeros(&self.device, self.weights.layout(), |_| DType::F32)?),
+        };
+        names.iter().try_for_each(|n| p.bind_result(&format!("{n}.ct"), &flat.place(n)?.0))
+    }
+    /// Gradients that somebody still holds get memory of their own.
+    fn keep_lent(&mut self) -> Result<(), String> {
+        if let Some(held) = self.lent.upgrade() {
+            let own = held.borrow().copied(&self.device)?;
+            *held.borrow_mut() = own;
+            self.lent = Weak::new();
+        }
+        Ok(())
+    }
+    /// The gradients that were just written.
+    fn lend(&mut self) -> Result<Rc<RefCell<Flat>>, String> {
+        let flat = self.gradient.clone().ok_or("no program wrote gradients")?;
+        let handle = Rc::new(RefCell::new(flat));
+        self.lent = Rc::downgrade(&handle);
+        Ok(handle)
+    }
+    /// `a ← a + b`; the number of launches.
+    fn add(&mut self, a: &Flat, b: &Flat, options: &Options) -> Result<u64, String> {
+        if a.layout() != b.layout() {
+            return Err("gradients of two networks".into());
+        }
+        let mut launches = 0;
+        for (group, rows) in a.layout().groups() {
+            if !self.sums.contains_key(&group) {
+                let table = Type::new(DType::F32, vec![Axis::sym("R"), Axis::new("C", Dim::fixed(ROW as i64))]);
+                let mut f = Builder::new("sum");
+                let (x, y) = (f.param("a", table.clone()), f.param("b", table));
+                let sum = f.add(x, y).map_err(|e| e.to_string())?;
+                f.result("sum", sum);
+                let p = Program::new(&f.finish(), &[], &Bindings::from([("R".into(), rows as i64)]), &Options { dtype: DType::F32, ..options.clone() })?;
+                self.sums.insert(group, p);
+            }
+            let p = self.sums.get_mut(&group).ok_or("a program that was just made is gone")?;
+            if !p.may_replace("a", "sum") {
+                return Err("a sum cannot be where its operand is".into());
+            }
+            p.bind_param("a", &a.group(group)?)?;
+            p.bind_param("b", &b.group(group)?)?;
+            p.bind_result("sum", &a.group(group)?)?;
+            let done = p.run(&[]);
+            // What it was bound to goes when its owner lets go of it.
+            p.unbind(&["a", "b", "sum"]);
+            done?;
+            launches += p.launches() as u64;
+        }
+        Ok(launches)
     }
 }
 

@@ -8,20 +8,31 @@
 //! a ← a + (1 − β)·(w − a)                  the average of weights, where one is kept
 //! ```
 //!
-//! The update is one generated elementwise program over all weights laid end to end. NaN and infinite elements of a gradient are set to 0 on their way in, as
-//! rCM's trainer does, and counted; nothing is clipped.
+//! The update is one generated program over all weights laid end to end, elementwise but for what is said of the gradient. NaN and infinite elements of a gradient count as 0, as in
+//! rCM's trainer, and are counted; nothing is clipped. On a device weights, averages and moments stay in its memory, f32 whatever the network reads, and the network reads what a step
+//! wrote: only numbers cross to the host.
 
-use crate::method::Weights;
+use crate::method::{Gradients, Weights};
+#[cfg(feature = "jit")]
+use crate::program::flat::Flat;
+#[cfg(feature = "jit")]
+use crate::program::gpu::Device;
 use crate::program::{Options, Program};
 use ir::builder::Builder;
 use ir::diagnostic::Error;
-use ir::dim::{Bindings, Name};
+use ir::dim::{Bindings, Dim, Name};
 use ir::graph::{Function, Var};
 use ir::prim::Elementwise;
 use ir::tensor::{Tensor, TensorData};
 use ir::types::{Axis, DType, Type};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+/// Elements of a row of weights laid end to end.
+#[cfg(feature = "jit")]
+use crate::program::flat::ROW;
+#[cfg(not(feature = "jit"))]
+const ROW: usize = 1024;
 
 /// A learning rate over an optimizer's own steps.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -101,16 +112,29 @@ impl AdamW {
     pub fn released(schedule: Schedule) -> AdamW {
         AdamW { schedule, beta1: 0.0, beta2: 0.999, epsilon: 1e-8, decay: 0.01 }
     }
-    /// The update as a function of `N` weights laid end to end.
-    fn function(&self, average: bool) -> Result<Function, Error> {
-        let vector = Type::new(DType::F32, vec![Axis::sym("N")]);
+    fn check(&self) -> Result<(), Error> {
+        let AdamW { beta1, beta2, epsilon, decay, schedule } = *self;
+        if (0.0..1.0).contains(&beta1) && (0.0..1.0).contains(&beta2) && epsilon > 0.0 && decay >= 0.0 && schedule.rate >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::new(format!("adamw: β₁ = {beta1}, β₂ = {beta2}, ε = {epsilon}, λ = {decay}, rate {}", schedule.rate)).hint("betas are in 0..1, ε is above 0, decay and rate are not negative"))
+    }
+    /// The update as a function of `R` rows of weights laid end to end, with the weights rounded to `narrow` beside them where that is asked for.
+    fn function(&self, average: bool, narrow: Option<DType>) -> Result<Function, Error> {
+        let table = Type::new(DType::F32, vec![Axis::sym("R"), Axis::new("C", Dim::fixed(ROW as i64))]);
         let mut b = Builder::new("adamw");
-        let (w, g, second) = (b.param("w", vector.clone()), b.param("g", vector.clone()), b.param("second", vector.clone()));
-        let first = (self.beta1 != 0.0).then(|| b.param("first", vector.clone()));
-        let mean = average.then(|| b.param("average", vector));
+        let (w, g, second) = (b.param("w", table.clone()), b.param("g", table.clone()), b.param("second", table.clone()));
+        let first = (self.beta1 != 0.0).then(|| b.param("first", table.clone()));
+        let mean = average.then(|| b.param("average", table));
         let scalar = |b: &mut Builder, name: &str| b.param(name, Type::scalar(DType::F32));
         let (keep, step, root) = (scalar(&mut b, "keep"), scalar(&mut b, "step"), scalar(&mut b, "root"));
         let number = |b: &mut Builder, x: f64| b.constant(x, DType::F32);
+        // Neither NaN nor an infinity is at most the largest number.
+        let (size, most) = (b.elementwise(Elementwise::Abs, &[g])?, number(&mut b, f64::from(f32::MAX)));
+        let finite = b.elementwise(Elementwise::Le, &[size, most])?;
+        let (zero, one) = (number(&mut b, 0.0), number(&mut b, 1.0));
+        let g = b.elementwise(Elementwise::Select, &[finite, g, zero])?;
+        let bad = b.elementwise(Elementwise::Select, &[finite, zero, one])?;
         // β·old + (1 − β)·new.
         let blend = |b: &mut Builder, beta: f64, old: Var, new: Var| -> Result<Var, Error> {
             let (k, l) = (number(b, beta), number(b, 1.0 - beta));
@@ -142,6 +166,14 @@ impl AdamW {
             let a = b.add(a, gap)?;
             b.result("average.next", a);
         }
+        if let Some(d) = narrow {
+            let n = b.elementwise(Elementwise::Convert(d), &[w])?;
+            b.result("narrow.next", n);
+        }
+        let squares = b.reduce_sum(square, &["C".into()])?;
+        b.result("squares", squares);
+        let bad = b.reduce_sum(bad, &["C".into()])?;
+        b.result("bad", bad);
         Ok(b.finish())
     }
 }
@@ -157,41 +189,114 @@ pub struct Update {
     pub rate: f64,
 }
 
-/// An optimizer with its weights: laid end to end, by the order of their names.
+/// An optimizer with its weights, laid end to end by the order of their names: on the host, or in a device's memory, where its network's programs read them.
 pub struct Optimizer {
     settings: AdamW,
-    program: Program,
     dtype: DType,
     layout: Vec<(Name, Vec<usize>)>,
-    /// `w`, `second`, `first` where β₁ is not 0, `average` where one is kept.
-    state: BTreeMap<&'static str, Tensor>,
+    kept: Kept,
+    parts: Vec<&'static str>,
     steps: u64,
     launches: u64,
     spent: Duration,
 }
 
+/// What is kept: `w`, `second`, `first` where β₁ is not 0, `average` where one is kept.
+enum Kept {
+    Host {
+        program: Box<Program>,
+        state: BTreeMap<&'static str, Tensor>,
+    },
+    #[cfg(feature = "jit")]
+    Device {
+        state: BTreeMap<&'static str, Flat>,
+        /// What the network reads: rounded weights, or `w` itself.
+        read: Flat,
+        /// A program for each group of weights.
+        programs: BTreeMap<DType, Program>,
+    },
+}
+
+/// What there is of each weight.
+fn parts(settings: &AdamW, average: bool) -> Vec<&'static str> {
+    [("average", average), ("first", settings.beta1 != 0.0), ("second", true), ("w", true)].into_iter().filter(|p| p.1).map(|p| p.0).collect()
+}
+
 impl Optimizer {
-    /// An optimizer of `weights`, which may keep an average of them.
+    /// An optimizer of `weights`, which may keep an average of them, on the host.
     ///
     /// # Errors
     /// Settings that are no AdamW, and a program that cannot be made.
     pub fn new(settings: AdamW, weights: &Weights, average: bool, options: &Options) -> Result<Optimizer, Error> {
-        let AdamW { beta1, beta2, epsilon, decay, schedule } = settings;
-        if !((0.0..1.0).contains(&beta1) && (0.0..1.0).contains(&beta2) && epsilon > 0.0 && decay >= 0.0 && schedule.rate >= 0.0) {
-            return Err(Error::new(format!("adamw: β₁ = {beta1}, β₂ = {beta2}, ε = {epsilon}, λ = {decay}, rate {}", schedule.rate)).hint("betas are in 0..1, ε is above 0, decay and rate are not negative"));
+        settings.check()?;
+        let dtype = options.exchanged();
+        let layout: Vec<(Name, Vec<usize>)> = weights.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let rows = rows(&layout);
+        let options = Options { dtype, ..options.clone() };
+        let program = Program::new(&settings.function(average, None)?, &[], &Bindings::from([("R".into(), rows as i64)]), &options).map_err(|e| Error::new(format!("adamw: {e}")))?;
+        let parts = parts(&settings, average);
+        let w = join(weights, &layout, dtype)?;
+        let state = parts.iter().map(|p| Ok((*p, if matches!(*p, "w" | "average") { w.clone() } else { Tensor::zeros(dtype, &[rows, ROW])? }))).collect::<Result<_, Error>>()?;
+        Ok(Optimizer { settings, dtype, layout, kept: Kept::Host { program: Box::new(program), state }, parts, steps: 0, launches: 0, spent: Duration::ZERO })
+    }
+    /// An optimizer of `weights` in the memory of the device whose programs read them at `read`, which every step writes.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`]; too little memory.
+    #[cfg(feature = "jit")]
+    pub fn on_device(settings: AdamW, weights: &Weights, average: bool, options: &Options, device: &Device, read: &Flat) -> Result<Optimizer, Error> {
+        settings.check()?;
+        let parts = parts(&settings, average);
+        let bad = |e: String| Error::new(format!("adamw: {e}"));
+        let mut state: BTreeMap<&'static str, Flat> = BTreeMap::new();
+        for p in &parts {
+            // What the network reads in f32 is the weight itself.
+            let flat = if *p == "w" { Flat::over(device, read, DType::F32) } else { Flat::zeros(device, read.layout(), |_| DType::F32) };
+            state.insert(*p, flat.map_err(bad)?);
+        }
+        let mut programs = BTreeMap::new();
+        for (group, rows) in read.layout().groups() {
+            let narrow = (group != DType::F32).then_some(group);
+            let stored = narrow.map(|d| ("narrow.next".into(), d)).into_iter().collect();
+            let options = Options { dtype: DType::F32, stored, ..options.clone() };
+            let mut p = Program::new(&settings.function(average, narrow)?, &[], &Bindings::from([("R".into(), rows as i64)]), &options).map_err(bad)?;
+            for (part, flat) in &state {
+                let (place, next) = (flat.group(group).map_err(bad)?, format!("{part}.next"));
+                if !p.may_replace(part, &next) {
+                    return Err(Error::new(format!("adamw: `{part}` is read after `{next}` is written, and cannot be updated where it is")));
+                }
+                p.bind_param(part, &place).map_err(bad)?;
+                p.bind_result(&next, &place).map_err(bad)?;
+            }
+            if narrow.is_some() {
+                p.bind_result("narrow.next", &read.group(group).map_err(bad)?).map_err(bad)?;
+            }
+            programs.insert(group, p);
         }
         let layout: Vec<(Name, Vec<usize>)> = weights.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
-        let total: usize = weights.values().map(Tensor::len).sum();
-        let program = Program::new(&settings.function(average)?, &[], &Bindings::from([("N".into(), total as i64)]), options).map_err(|e| Error::new(format!("adamw: {e}")))?;
-        let dtype = options.dtype;
-        let mut state = BTreeMap::from([("w", join(weights, &layout, dtype)?), ("second", Tensor::zeros(dtype, &[total])?)]);
-        if beta1 != 0.0 {
-            state.insert("first", Tensor::zeros(dtype, &[total])?);
+        let o = Optimizer { settings, dtype: DType::F32, layout, kept: Kept::Device { state, read: read.clone(), programs }, parts, steps: 0, launches: 0, spent: Duration::ZERO };
+        // What the network reads is there already.
+        o.put("w", weights, false)?;
+        if let Kept::Device { state, .. } = &o.kept
+            && let (Some(w), Some(a)) = (state.get("w"), state.get("average"))
+        {
+            a.copy(w).map_err(bad)?;
         }
-        if average {
-            state.insert("average", state["w"].clone());
+        Ok(o)
+    }
+    /// Writes a part to the device; with `all`, of the weights also what the network reads.
+    #[cfg(feature = "jit")]
+    fn put(&self, part: &'static str, values: &Weights, all: bool) -> Result<(), Error> {
+        let Kept::Device { state, read, .. } = &self.kept else { return Ok(()) };
+        for (name, _) in &self.layout {
+            let t = values.get(name).ok_or_else(|| Error::new(format!("adamw: no tensor `{name}`")))?;
+            let put = |f: &Flat| f.write(name, t).map_err(|e| Error::new(format!("adamw: {e}")));
+            state.get(part).map_or(Ok(()), put)?;
+            if part == "w" && all {
+                put(read)?;
+            }
         }
-        Ok(Optimizer { settings, program, dtype, layout, state, steps: 0, launches: 0, spent: Duration::ZERO })
+        Ok(())
     }
     /// Steps taken.
     pub fn steps(&self) -> u64 {
@@ -203,72 +308,113 @@ impl Optimizer {
     }
     /// Time in kernel launches of its program so far.
     pub fn in_launches(&self) -> Duration {
-        self.program.in_launches()
+        match &self.kept {
+            Kept::Host { program, .. } => program.in_launches(),
+            #[cfg(feature = "jit")]
+            Kept::Device { .. } => Duration::ZERO,
+        }
     }
     /// Time in its program so far.
     pub fn spent(&self) -> Duration {
         self.spent
     }
+    /// Bytes that it keeps in a device's memory beside what its network reads.
+    pub fn device_bytes(&self) -> usize {
+        match &self.kept {
+            Kept::Host { .. } => 0,
+            #[cfg(feature = "jit")]
+            Kept::Device { state, read, .. } => {
+                let shared: usize = read.layout().groups().filter(|(g, _)| *g == DType::F32).map(|(_, rows)| rows * ROW * 4).sum();
+                state.values().map(Flat::bytes).sum::<usize>() - shared
+            }
+        }
+    }
     /// The weights as they are now.
-    pub fn weights(&self) -> Weights {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn weights(&self) -> Result<Weights, Error> {
         self.split("w")
     }
     /// The average of the weights; the weights themselves where none is kept.
-    pub fn average(&self) -> Weights {
-        self.split(if self.state.contains_key("average") { "average" } else { "w" })
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn average(&self) -> Result<Weights, Error> {
+        self.split(if self.parts.contains(&"average") { "average" } else { "w" })
     }
-    fn split(&self, part: &str) -> Weights {
-        let mut at = 0;
-        let mut out = Weights::new();
-        for (name, shape) in &self.layout {
-            let n: usize = shape.iter().product();
-            let data = match self.state[part].data() {
-                TensorData::F32(v) => TensorData::F32(v[at..at + n].to_vec()),
-                TensorData::F64(v) => TensorData::F64(v[at..at + n].to_vec()),
-                _ => unreachable!("adamw: only f32 and f64 are laid out"),
-            };
-            // The slice has the shape's number of elements.
-            out.extend(Tensor::new(shape.clone(), data).ok().map(|t| (name.clone(), t)));
-            at += n;
+    fn split(&self, part: &str) -> Result<Weights, Error> {
+        match &self.kept {
+            Kept::Host { state, .. } => split(&state[part], &self.layout),
+            #[cfg(feature = "jit")]
+            Kept::Device { state, .. } => state[part].all().map_err(|e| Error::new(format!("adamw: {e}"))),
         }
-        out
     }
     /// One step along `gradient`, of which NaN and infinite elements count as 0. `beta` is the average's.
     ///
     /// # Errors
-    /// A gradient that is missing or has another shape, and a program that fails; the state is then as it was.
-    pub fn update(&mut self, gradient: &Weights, beta: f64) -> Result<Update, Error> {
-        let mut flat = join(gradient, &self.layout, self.dtype)?;
-        let (norm, nonfinite) = clean(&mut flat)?;
+    /// A gradient that is missing, has another shape or lies on another machine, and a program that fails; on the host the state is then as it was.
+    pub fn update(&mut self, gradient: &Gradients, beta: f64) -> Result<Update, Error> {
         let AdamW { beta1, beta2, decay, schedule, .. } = self.settings;
         let (rate, t) = (schedule.at(self.steps), (self.steps + 1) as f64);
         let scalar = |x: f64| Tensor::from_f64(self.dtype, &[], &[x]);
-        let (keep, step, root, share) = (scalar(1.0 - rate * decay)?, scalar(rate / (1.0 - beta1.powf(t)))?, scalar((1.0 - beta2.powf(t)).sqrt().recip())?, scalar(1.0 - beta)?);
-        let mut inputs: Vec<(&str, &Tensor)> = vec![("g", &flat), ("keep", &keep), ("step", &step), ("root", &root)];
-        inputs.extend(self.state.iter().map(|(n, t)| (*n, t)));
-        if self.state.contains_key("average") {
-            inputs.push(("share", &share));
+        let mut numbers = vec![("keep", scalar(1.0 - rate * decay)?), ("step", scalar(rate / (1.0 - beta1.powf(t)))?), ("root", scalar((1.0 - beta2.powf(t)).sqrt().recip())?)];
+        if self.parts.contains(&"average") {
+            numbers.push(("share", scalar(1.0 - beta)?));
         }
+        let bad = |e: String| Error::new(format!("adamw: {e}"));
+        let (mut squares, mut nonfinite) = (0.0, 0.0);
+        let mut said = |out: &BTreeMap<Name, Tensor>| -> Result<(), Error> {
+            let sum = |n: &str| out.get(n).map(|t| t.to_f64().iter().sum::<f64>()).ok_or_else(|| Error::new(format!("adamw: the program has no `{n}`")));
+            (squares, nonfinite) = (squares + sum("squares")?, nonfinite + sum("bad")?);
+            Ok(())
+        };
         let start = Instant::now();
-        let mut out = self.program.run(&inputs).map_err(|e| Error::new(format!("adamw: {e}")))?;
-        self.spent += start.elapsed();
-        let mut next = BTreeMap::new();
-        for part in self.state.keys() {
-            next.insert(*part, out.remove(&*format!("{part}.next")).ok_or_else(|| Error::new(format!("adamw: the program has no `{part}.next`")))?);
+        match &mut self.kept {
+            Kept::Host { program, state } => {
+                let flat = join(&*gradient.host()?, &self.layout, self.dtype)?;
+                let mut inputs: Vec<(&str, &Tensor)> = vec![("g", &flat)];
+                inputs.extend(numbers.iter().map(|(n, t)| (*n, t)));
+                inputs.extend(state.iter().map(|(n, t)| (*n, t)));
+                let mut out = program.run(&inputs).map_err(bad)?;
+                said(&out)?;
+                let mut next = BTreeMap::new();
+                for part in &self.parts {
+                    next.insert(*part, out.remove(&*format!("{part}.next")).ok_or_else(|| Error::new(format!("adamw: the program has no `{part}.next`")))?);
+                }
+                *state = next;
+                self.launches += program.launches() as u64;
+            }
+            #[cfg(feature = "jit")]
+            Kept::Device { programs, .. } => {
+                let flat = gradient.device()?;
+                let inputs: Vec<(&str, &Tensor)> = numbers.iter().map(|(n, t)| (*n, t)).collect();
+                for (group, p) in programs.iter_mut() {
+                    p.bind_param("g", &flat.group(*group).map_err(bad)?).map_err(bad)?;
+                    let out = p.run(&inputs);
+                    // Gradients go when their owner lets go of them.
+                    p.unbind(&["g"]);
+                    said(&out.map_err(bad)?)?;
+                    self.launches += p.launches() as u64;
+                }
+            }
         }
-        self.state = next;
+        self.spent += start.elapsed();
         self.steps += 1;
-        self.launches += self.program.launches() as u64;
-        Ok(Update { norm, nonfinite, rate })
+        Ok(Update { norm: squares.sqrt(), nonfinite: nonfinite as u64, rate })
     }
     /// Everything that the next step depends on, by `PREFIX.PART.WEIGHT` and `PREFIX.steps`.
-    pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
-        for part in self.state.keys() {
-            for (name, t) in self.split(part) {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) -> Result<(), Error> {
+        for part in &self.parts {
+            for (name, t) in self.split(part)? {
                 into.insert(key(prefix, part, &name), t);
             }
         }
-        into.extend(Tensor::from_f64(DType::F64, &[], &[self.steps as f64]).ok().map(|t| (format!("{prefix}.steps"), t)));
+        into.insert(format!("{prefix}.steps"), Tensor::from_f64(DType::F64, &[], &[self.steps as f64])?);
+        Ok(())
     }
     /// What [`Optimizer::save`] wrote, to be put in place by [`Optimizer::restore`]; the names that were used are added to `used`.
     ///
@@ -276,7 +422,7 @@ impl Optimizer {
     /// A tensor that is missing or of another shape or type.
     pub fn load(&self, prefix: &str, from: &BTreeMap<String, Tensor>, used: &mut Vec<String>) -> Result<Loaded, Error> {
         let mut state = BTreeMap::new();
-        for part in self.state.keys() {
+        for part in &self.parts {
             let mut weights = Weights::new();
             for (name, shape) in &self.layout {
                 let k = key(prefix, part, name);
@@ -287,7 +433,7 @@ impl Optimizer {
                 weights.insert(name.clone(), t.clone());
                 used.push(k);
             }
-            state.insert(*part, join(&weights, &self.layout, self.dtype)?);
+            state.insert(*part, weights);
         }
         let k = format!("{prefix}.steps");
         let steps = from.get(&k).map(Tensor::to_f64).and_then(|v| v.first().copied()).filter(|s| *s >= 0.0 && s.fract() == 0.0).ok_or_else(|| Error::new(format!("state: `{k}` is no number of steps")))?;
@@ -295,15 +441,25 @@ impl Optimizer {
         Ok(Loaded { state, steps: steps as u64 })
     }
     /// Puts a loaded state in place.
-    pub fn restore(&mut self, loaded: Loaded) {
-        self.state = loaded.state;
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn restore(&mut self, loaded: Loaded) -> Result<(), Error> {
+        for (part, weights) in &loaded.state {
+            match &mut self.kept {
+                Kept::Host { state, .. } => _ = state.insert(part, join(weights, &self.layout, self.dtype)?),
+                #[cfg(feature = "jit")]
+                Kept::Device { .. } => self.put(part, weights, true)?,
+            }
+        }
         self.steps = loaded.steps;
+        Ok(())
     }
 }
 
 /// A state that was read and checked, and is not in place yet.
 pub struct Loaded {
-    state: BTreeMap<&'static str, Tensor>,
+    state: BTreeMap<&'static str, Weights>,
     steps: u64,
 }
 
@@ -311,53 +467,40 @@ fn key(prefix: &str, part: &str, name: &str) -> String {
     format!("{prefix}.{}.{name}", if part == "w" { "weights" } else { part })
 }
 
-/// Tensors laid end to end.
+/// Rows of [`ROW`] elements that hold all tensors.
+fn rows(layout: &[(Name, Vec<usize>)]) -> usize {
+    layout.iter().map(|(_, s)| s.iter().product::<usize>()).sum::<usize>().div_ceil(ROW).max(1)
+}
+
+/// Tensors laid end to end, `[R, ROW]`, 0 behind the last.
 fn join(weights: &Weights, layout: &[(Name, Vec<usize>)], dtype: DType) -> Result<Tensor, Error> {
-    let total: usize = layout.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
-    let mut narrow: Vec<f32> = Vec::with_capacity(if dtype == DType::F32 { total } else { 0 });
-    let mut wide: Vec<f64> = Vec::with_capacity(if dtype == DType::F64 { total } else { 0 });
+    let (rows, f32s) = (rows(layout), dtype == DType::F32);
+    let mut narrow: Vec<f32> = Vec::with_capacity(if f32s { rows * ROW } else { 0 });
+    let mut wide: Vec<f64> = Vec::with_capacity(if f32s { 0 } else { rows * ROW });
     for (name, shape) in layout {
         let t = weights.get(name).ok_or_else(|| Error::new(format!("adamw: no tensor `{name}`")))?;
         if t.shape() != shape {
             return Err(Error::new(format!("adamw: `{name}` has shape {:?}, but the weight {shape:?}", t.shape())));
         }
-        match (dtype, t.data()) {
-            (DType::F32, TensorData::F32(v)) => narrow.extend(v),
-            (DType::F32, _) => narrow.extend(t.to_f64().iter().map(|x| *x as f32)),
-            (DType::F64, _) => wide.extend(t.to_f64()),
-            _ => return Err(Error::new(format!("adamw: weights of {dtype}, but optimizers keep f32 or f64"))),
+        match t.data() {
+            TensorData::F32(v) if f32s => narrow.extend(v),
+            _ if f32s => narrow.extend(t.to_f64().iter().map(|x| *x as f32)),
+            _ => wide.extend(t.to_f64()),
         }
     }
-    Tensor::new(vec![total], if dtype == DType::F32 { TensorData::F32(narrow) } else { TensorData::F64(wide) })
+    if f32s { narrow.resize(rows * ROW, 0.0) } else { wide.resize(rows * ROW, 0.0) }
+    Tensor::new(vec![rows, ROW], if f32s { TensorData::F32(narrow) } else { TensorData::F64(wide) })
 }
 
-/// Sets what is not finite to 0; the norm of the rest, summed in order, and how many elements there were.
-fn clean(flat: &mut Tensor) -> Result<(f64, u64), Error> {
-    let (mut sum, mut count) = (0.0, 0);
-    let shape = flat.shape().to_vec();
-    macro_rules! pass {
-        ($v:expr, $variant:ident) => {{
-            let mut v = $v.clone();
-            for x in &mut v {
-                if x.is_finite() {
-                    sum += f64::from(*x) * f64::from(*x);
-                } else {
-                    *x = 0.0;
-                    count += 1;
-                }
-            }
-            TensorData::$variant(v)
-        }};
+/// What [`join`] joined.
+fn split(flat: &Tensor, layout: &[(Name, Vec<usize>)]) -> Result<Weights, Error> {
+    let mut at = 0;
+    let mut out = Weights::new();
+    for (name, shape) in layout {
+        out.insert(name.clone(), flat.part(at, shape)?);
+        at += shape.iter().product::<usize>();
     }
-    let data = match flat.data() {
-        TensorData::F32(v) => pass!(v, F32),
-        TensorData::F64(v) => pass!(v, F64),
-        _ => return Err(Error::new("adamw: a gradient that is neither f32 nor f64")),
-    };
-    if count > 0 {
-        *flat = Tensor::new(shape, data)?;
-    }
-    Ok((sum.sqrt(), count))
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -388,29 +531,31 @@ mod tests {
     fn what_is_not_finite_counts_as_zero_and_is_counted() {
         let (mut o, w) = optimizer(AdamW { decay: 0.0, ..AdamW::released(Schedule::constant(0.1)) }, true);
         let g = Weights::from([("a".into(), Tensor::from_f64(DType::F64, &[2, 1], &[f64::NAN, 3.0]).unwrap()), ("b".into(), Tensor::from_f64(DType::F64, &[1], &[f64::INFINITY]).unwrap())]);
-        let u = o.update(&g, 0.0).unwrap();
+        let u = o.update(&g.into(), 0.0).unwrap();
         assert_eq!((u.nonfinite, u.norm, u.rate), (2, 3.0, 0.1));
-        let after = o.weights();
+        let after = o.weights().unwrap();
         // The first step of Adam has length η; a gradient of 0 moves nothing.
         assert_eq!(after["b"], w["b"]);
         assert!((after["a"].to_f64()[0] - 1.0).abs() < 1e-15 && (after["a"].to_f64()[1] + 2.1).abs() < 1e-8);
-        assert_eq!(o.average(), after);
-        assert!(!o.state.contains_key("first"));
+        assert_eq!(o.average().unwrap(), after);
+        assert!(!o.parts.contains(&"first"));
     }
 
     #[test]
     fn a_state_comes_back_or_says_what_is_wrong() {
-        let (mut o, g) = optimizer(AdamW { beta1: 0.9, ..AdamW::released(Schedule::constant(0.1)) }, true);
+        let (mut o, w) = optimizer(AdamW { beta1: 0.9, ..AdamW::released(Schedule::constant(0.1)) }, true);
+        let g: Gradients = w.into();
         o.update(&g, 0.5).unwrap();
         let (mut saved, mut used) = (BTreeMap::new(), vec![]);
-        o.save("student", &mut saved);
+        o.save("student", &mut saved).unwrap();
         let (mut other, _) = optimizer(o.settings, true);
         let loaded = other.load("student", &saved, &mut used).unwrap();
-        other.restore(loaded);
+        other.restore(loaded).unwrap();
         assert_eq!(used.len(), saved.len());
         o.update(&g, 0.7).unwrap();
         other.update(&g, 0.7).unwrap();
-        assert_eq!((other.steps, &other.state), (o.steps, &o.state));
+        let state = |o: &Optimizer| o.parts.iter().map(|p| o.split(p).unwrap()).collect::<Vec<_>>();
+        assert_eq!((other.steps, state(&other)), (o.steps, state(&o)));
         saved.remove("student.second.a");
         assert!(other.load("student", &saved, &mut used).err().unwrap().message.contains("student.second.a"));
     }

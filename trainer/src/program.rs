@@ -6,6 +6,8 @@
 #[cfg(feature = "jit")]
 mod cpu;
 #[cfg(feature = "jit")]
+pub mod flat;
+#[cfg(feature = "jit")]
 pub mod gpu;
 #[cfg(feature = "jit")]
 pub mod kernels;
@@ -56,25 +58,38 @@ pub struct Options {
     pub dtype: DType,
     /// What reverse mode keeps of a call.
     pub checkpoint: Checkpoint,
+    /// Parameters and results that are stored in another type than that, by name.
+    pub stored: BTreeMap<Name, DType>,
     /// Threads; `None` for what `PUSHFORWARD_THREADS` says, else all cores.
     pub threads: Option<usize>,
 }
 
+impl Options {
+    /// What the host computes in beside such programs: f64, or f32.
+    pub fn exchanged(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
-        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), threads: None }
+        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), stored: BTreeMap::new(), threads: None }
     }
 }
 
 /// A function that says which of its parameters are narrow means that the others are not: times, biases, modulation tables.
 #[cfg(feature = "jit")]
-fn wide(f: &Function, fused: passes::fuse::Options, dtype: DType) -> passes::fuse::Options {
+fn wide(f: &Function, mut fused: passes::fuse::Options, o: &Options) -> passes::fuse::Options {
+    let dtype = o.dtype;
+    fused.stored.extend(o.stored.clone());
     let float = |p: &ir::graph::Port| Some(f.ty(p.var).dtype).filter(|d| d.is_float());
     if dtype.bytes() >= 4 || !f.params.iter().any(|p| float(p) == Some(dtype)) {
         return fused;
     }
-    let stored = f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)).map(|p| (p.name.clone(), DType::F32)).collect();
-    passes::fuse::Options { stored, ..fused }
+    for p in f.params.iter().filter(|p| float(p).is_some_and(|d| d.bytes() >= 4)) {
+        fused.stored.entry(p.name.clone()).or_insert(DType::F32);
+    }
+    fused
 }
 
 /// A parameter or a result, as callers see it.
@@ -244,27 +259,99 @@ impl Program {
     /// A parameter that is neither given nor kept; a tensor that does not fit; those of the machine.
     pub fn run(&self, given: &[(&str, &Tensor)]) -> Result<BTreeMap<Name, Tensor>, String> {
         let own = self.own(given)?;
+        #[cfg(feature = "jit")]
+        if let Machine::Gpu(g) = &self.machine {
+            let one = |(i, p)| if g.is_bound(i) { Ok(None) } else { self.input(&own, p).map(Some) };
+            let inputs = self.params.iter().enumerate().map(one).collect::<Result<Vec<_>, String>>()?;
+            let names = self.results.iter().map(|r| r.name.clone());
+            return Ok(names.zip(g.run(&inputs)?).filter_map(|(n, t)| Some((n, t?))).collect());
+        }
         let inputs = self.inputs(&own)?;
         let out = match &self.machine {
             Machine::Reference(_) => {
-                let inputs: Vec<Tensor> = inputs.into_iter().map(|i| i.0.clone()).collect();
+                let inputs: Vec<Tensor> = inputs.into_iter().cloned().collect();
                 evaluate(&self.f, &inputs, &self.dims).map_err(|e| e.to_string())?
             }
             #[cfg(feature = "jit")]
-            Machine::Cpu(c) => c.run(&inputs.iter().map(|i| i.0).collect::<Vec<_>>())?,
+            Machine::Cpu(c) => c.run(&inputs)?,
             #[cfg(feature = "jit")]
-            Machine::Gpu(g) => g.run(&inputs)?,
+            Machine::Gpu(_) => vec![],
         };
         Ok(self.results.iter().map(|r| r.name.clone()).zip(out).collect())
+    }
+    /// Reads parameter `name` from a part of the device's memory from now on, whatever is there when it runs: nothing is given or kept for it.
+    ///
+    /// # Errors
+    /// A name that is no parameter, a part that has not its bytes, a machine with the host's memory.
+    #[cfg(feature = "jit")]
+    pub fn bind_param(&mut self, name: &str, place: &gpu::Place) -> Result<(), String> {
+        self.bind(name, place, false)
+    }
+    /// Writes result `name` to a part of the device's memory from now on, instead of giving it back.
+    ///
+    /// # Errors
+    /// As [`Program::bind_param`].
+    #[cfg(feature = "jit")]
+    pub fn bind_result(&mut self, name: &str, place: &gpu::Place) -> Result<(), String> {
+        self.bind(name, place, true)
+    }
+    #[cfg(feature = "jit")]
+    fn bind(&mut self, name: &str, place: &gpu::Place, result: bool) -> Result<(), String> {
+        let i = if result { &self.results } else { &self.params }.iter().position(|p| *p.name == *name);
+        let i = i.ok_or_else(|| format!("`{}` has no {} `{name}`", self.f.name, if result { "result" } else { "parameter" }))?;
+        match &mut self.machine {
+            Machine::Gpu(g) => g.bind(result, i, place),
+            _ => Err(format!("`{name}`: this machine has the host's memory, nothing is bound")),
+        }
+    }
+    /// Lets go of the memory that parameters and results of these names are bound to.
+    #[cfg(feature = "jit")]
+    pub fn unbind(&mut self, names: &[&str]) {
+        let Machine::Gpu(g) = &mut self.machine else { return };
+        for (result, list) in [(false, &self.params), (true, &self.results)] {
+            list.iter().enumerate().filter(|(_, p)| names.contains(&&*p.name)).for_each(|(i, _)| g.free(result, i));
+        }
+    }
+    /// On a CUDA device, with what the last run was given: each kernel, how often it is launched, and the seconds of all its launches; the slowest first.
+    ///
+    /// # Errors
+    /// The driver's; another machine.
+    #[cfg(feature = "jit")]
+    pub fn device_profile(&self) -> Result<Vec<(String, usize, f64)>, String> {
+        let Machine::Gpu(g) = &self.machine else { return Err("a device is timed, and this machine is none".into()) };
+        let (plan, seconds) = (g.plan(), g.profile()?);
+        let mut rows: Vec<(String, usize, f64)> = plan.kernels.iter().map(|n| (n.to_string(), 0, 0.0)).collect();
+        for (l, s) in plan.launches.iter().zip(seconds) {
+            let row = &mut rows[l.kernel];
+            (row.1, row.2) = (row.1 + 1, row.2 + s);
+        }
+        rows.sort_by(|a, b| b.2.total_cmp(&a.2));
+        Ok(rows)
+    }
+    /// The type in which a parameter, or a result, is in memory; none on the reference evaluator.
+    #[cfg(feature = "jit")]
+    pub fn in_memory(&self, name: &str) -> Option<DType> {
+        let p = self.plan()?;
+        p.params.iter().chain(&p.results).map(|b| &p.buffers[*b]).find(|b| *b.name == *name).map(|b| b.dtype)
+    }
+    /// Whether `result` may lie where `param` lies, as [`Plan::may_replace`] says.
+    pub fn may_replace(&self, param: &str, result: &str) -> bool {
+        let at = |list: &[Field], n: &str| list.iter().position(|p| *p.name == *n);
+        match (self.plan(), at(&self.params, param), at(&self.results, result)) {
+            (Some(plan), Some(p), Some(r)) => plan.may_replace(p, r),
+            _ => false,
+        }
     }
     fn own<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<BTreeMap<Name, Cow<'a, Tensor>>, String> {
         given.iter().map(|(n, t)| Ok((Name::from(*n), self.fit(n, t)?))).collect()
     }
-    /// A tensor for each parameter, with the version of what is kept: 0 for what is given to this run alone.
-    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<(&'a Tensor, u64)>, String> {
+    /// The tensor of a parameter, with the version of what is kept: 0 for what is given to this run alone.
+    fn input<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>, p: &Field) -> Result<(&'a Tensor, u64), String> {
         let kept = |n: &Name| self.kept.get(n).map(|(t, version)| (t, *version));
-        let of = |p: &'a Field| own.get(&p.name).map(|t| (&**t, 0)).or_else(|| kept(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty));
-        self.params.iter().map(of).collect()
+        own.get(&p.name).map(|t| (&**t, 0)).or_else(|| kept(&p.name)).ok_or_else(|| format!("`{}`: nothing provides parameter `{}` ({})", self.f.name, p.name, p.ty))
+    }
+    fn inputs<'a>(&'a self, own: &'a BTreeMap<Name, Cow<Tensor>>) -> Result<Vec<&'a Tensor>, String> {
+        self.params.iter().map(|p| self.input(own, p).map(|i| i.0)).collect()
     }
     /// Runs as [`Program::run`] does, so often, and says where the time goes.
     ///
@@ -274,7 +361,7 @@ impl Program {
     pub fn profile(&self, given: &[(&str, &Tensor)], runs: u32) -> Result<profile::Profile, String> {
         let Machine::Cpu(c) = &self.machine else { return Err("a profile is of launches, which the reference evaluator has not; run it on the CPU".into()) };
         let own = self.own(given)?;
-        let inputs: Vec<&Tensor> = self.inputs(&own)?.into_iter().map(|i| i.0).collect();
+        let inputs = self.inputs(&own)?;
         let times = (0..=runs).map(|_| c.profile(&inputs)).collect::<Result<Vec<_>, _>>()?;
         // The first run touches memory for the first time.
         profile::Profile::new(c.plan(), c.programs(), &times[1..], c.pool())

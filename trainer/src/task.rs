@@ -150,7 +150,7 @@ impl Task for Setup {
         let count = self.config.sampling.picture_samples as usize;
         let jumps = self.config.stages[stage].method == "meanflow";
         let which = self.feed.in_turn(count);
-        let mut model = self.model(&method.average(), jumps)?;
+        let mut model = self.model(&method.average().map_err(|e| e.to_string())?, jumps)?;
         let sampler = self.sampler();
         if method.name() == "flow" {
             // A teacher: many steps, but no more than a picture is worth.
@@ -162,7 +162,7 @@ impl Task for Setup {
         steps.iter().map(|n| Ok((format!("{n}-step"), self.picture(&sampler.student(&mut model, &which, 0, *n as usize)?, count)?))).collect()
     }
     fn keep(&self, stage: usize, method: &dyn Method) -> Result<(), String> {
-        let weights: Tensors = method.average().into_iter().map(|(n, t)| (n.to_string(), t)).collect();
+        let weights: Tensors = method.average().map_err(|e| e.to_string())?.into_iter().map(|(n, t)| (n.to_string(), t)).collect();
         let name = if stage + 1 == self.config.stages.len() { "final".into() } else { format!("stage-{stage}-{}", method.name()) };
         export(&std::path::Path::new(&self.config.run.folder).join(name), &self.described.json, &weights)
     }

@@ -155,7 +155,7 @@ pub fn train(task: &dyn Task, s: &Settings, watch: &mut dyn Watch) -> Result<(Ou
     let save = |method: &dyn Method, done: u64, bad: f64, recorder: &mut Recorder| -> Result<(), String> {
         recorder.sync()?;
         let notes = serde_json::json!({ "bad": bad, "method": method.name() });
-        store.save(&Checkpoint { iteration: done, configuration: s.configuration.clone(), tensors: method.state(), notes }).map(drop)
+        store.save(&Checkpoint { iteration: done, configuration: s.configuration.clone(), tensors: method.state().map_err(|e| e.to_string())?, notes }).map(drop)
     };
     let (start, mut launches, mut saved) = (Instant::now(), 0, from.map(|c| c.iteration));
     let mut pace = Pace::default();
@@ -267,14 +267,14 @@ mod tests {
             }
             Ok(Metrics::default().with("loss", self.w[0]).with("skipped", f64::from(u8::from(iteration == 3))))
         }
-        fn weights(&self) -> Weights {
-            [("w".into(), self.tensor())].into()
+        fn weights(&self) -> Result<Weights, Error> {
+            Ok([("w".into(), self.tensor())].into())
         }
-        fn average(&self) -> Weights {
+        fn average(&self) -> Result<Weights, Error> {
             self.weights()
         }
-        fn state(&self) -> BTreeMap<String, Tensor> {
-            [("w".to_string(), self.tensor())].into()
+        fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
+            Ok([("w".to_string(), self.tensor())].into())
         }
         fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
             self.w = state["w"].to_f64();
@@ -292,7 +292,7 @@ mod tests {
             vec![stage("first", 7), stage("second", 6)]
         }
         fn method(&self, stage: usize, before: Option<&dyn Method>) -> Result<Box<dyn Method>, String> {
-            let w = before.map_or_else(|| vec![stage as f64; 3], |m| m.average()["w"].to_f64().iter().map(|x| x + 0.5).collect());
+            let w = before.map_or_else(|| vec![stage as f64; 3], |m| m.average().unwrap()["w"].to_f64().iter().map(|x| x + 0.5).collect());
             Ok(Box::new(Toy { w }))
         }
         fn batch(&self, _: usize, iteration: u64, random: &Random) -> Result<Batch, String> {
@@ -345,7 +345,7 @@ mod tests {
             assert!(watch.1[0].contains(&format!("stopped at iteration {stop} of 13")));
             let (o, m) = train(&Two, &settings(dir.path(), true), &mut After(Cell::new(99), vec![])).unwrap();
             assert!(o.finished);
-            assert_eq!(m.state(), method.state(), "stopped at {stop}");
+            assert_eq!(m.state().unwrap(), method.state().unwrap(), "stopped at {stop}");
             assert_eq!(lines(dir.path()), lines(whole.path()));
         }
     }
@@ -359,7 +359,7 @@ mod tests {
         let mut watch = After(Cell::new(99), vec![]);
         let (_, m) = train(&Two, &settings(dir.path(), true), &mut watch).unwrap();
         assert!(watch.1[0].contains("0000000011 is damaged (state.safetensors: its checksum is wrong)") && watch.1[1] == "goes on from iteration 8", "{:?}", watch.1);
-        assert_eq!((m.state(), lines(dir.path())), (method.state(), lines(whole.path())));
+        assert_eq!((m.state().unwrap(), lines(dir.path())), (method.state().unwrap(), lines(whole.path())));
         std::fs::read_dir(dir.path().join("checkpoints")).unwrap().for_each(|e| std::fs::remove_file(e.unwrap().path().join("state.json")).unwrap());
         assert!(train(&Two, &settings(dir.path(), true), &mut watch).err().unwrap().ends_with("is whole"));
     }

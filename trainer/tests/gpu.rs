@@ -6,11 +6,15 @@ use ir::dim::{Bindings, Name};
 use ir::tensor::{Tensor, relative_error};
 use ir::types::DType;
 use std::collections::BTreeMap;
-use trainer::method::{Batch, Condition, Learner, Method, Weights, flow};
+use trainer::method::dmd::Matching;
+use trainer::method::rcm::{Rcm, Regression, Settings};
+use trainer::method::scm::Consistency;
+use trainer::method::{Batch, Condition, Learner, Method, Metrics, Teacher, Weights, flow};
 use trainer::density::Density;
 use trainer::net::{self, Config, Init, Precision, Variant, dit};
-use trainer::network::Network;
+use trainer::network::{Model, Network};
 use trainer::optim::{AdamW, Schedule};
+use trainer::phase::Plan;
 use trainer::program::{On, Options, Program, Transform};
 use trainer::random::Random;
 
@@ -81,7 +85,7 @@ fn a_training_step_is_that_of_the_cpu() {
         for i in 0..2 {
             m.step(i, &batch, &random).unwrap_or_else(|e| panic!("{e}"));
         }
-        after.push((m.weights(), m.average()));
+        after.push((m.weights().unwrap(), m.average().unwrap()));
     }
     for name in after[0].0.keys() {
         // Steps of AdamW have a length of their own, so the change is what is compared.
@@ -90,5 +94,97 @@ fn a_training_step_is_that_of_the_cpu() {
         assert!(e < 1e-3, "{name}: {e:e}");
         assert!(relative_error(&after[1].1[name], &after[0].1[name]) < 1e-4);
         assert!(after[0].0[name] != w[name], "{name}: nothing was learned");
+    }
+}
+
+/// rCM over the digits' network in small, with a critic.
+fn rcm(options: &Options) -> Rcm {
+    let n = built(Precision::of(options.dtype).unwrap());
+    let network = Network::new(n.function.clone(), "hidden_states", &["timestep"], &["class_labels"], "out").unwrap();
+    let w = weights(&n);
+    let learner = || Learner::new(network.clone(), &w, AdamW::released(Schedule::constant(1e-2)), Some(0.1), options).unwrap();
+    let density = Density::LogNormal { mean: 0.0, deviation: 1.2 };
+    let settings = Settings {
+        consistency: Some(Regression::Continuous(Consistency::released(density))),
+        matching: Some(Matching::released(density)),
+        plan: Plan { warm_up: 0, student_every: 2, rollout: 2 },
+        critic_first: 0,
+        monitor_every: 0,
+    };
+    Rcm::new(learner(), Some(learner()), Teacher { model: Model::new(network.clone(), &w, options).unwrap(), guidance: 2.0 }, settings).unwrap()
+}
+
+fn pictures() -> Batch {
+    let labels = |of: [f64; 3]| Condition::from([("class_labels".into(), Tensor::from_f64(DType::I32, &[3], &of).unwrap())]);
+    Batch { x0: Tensor::from_f64(DType::F32, &[3, 1, 4, 4], &Random::new(1).stream(0, "x").normals(48)).unwrap(), condition: labels([0.0, 1.0, 2.0]), empty: labels([3.0; 3]) }
+}
+
+/// Weights, averages, moments and gradients of the second machine stay in a device's memory: two gradients of one iteration are added there.
+#[test]
+fn iterations_of_rcm_on_a_device_are_those_of_the_host() {
+    let random = Random::new(1);
+    for (dtype, bound) in [(DType::F32, 1e-3), (DType::BF16, 5e-2)] {
+        let mut said: Vec<Vec<Metrics>> = vec![];
+        let mut after = vec![];
+        for machine in [On::Cpu, On::Sim] {
+            let mut m = rcm(&Options { dtype, ..on(machine) });
+            said.push((0..3).map(|i| m.step(i, &pictures(), &random).unwrap_or_else(|e| panic!("{e}"))).collect());
+            after.push(m.weights().unwrap());
+            assert_eq!(after[after.len() - 1].values().next().unwrap().dtype(), DType::F32, "masters");
+        }
+        for (i, (a, b)) in said[0].iter().zip(&said[1]).enumerate() {
+            for (name, x) in &a.0 {
+                let y = b.get(name).unwrap();
+                assert!((x - y).abs() <= bound * x.abs().max(1e-3), "{dtype}, iteration {i}: {name} is {x} on the host, {y} on a device");
+            }
+        }
+        // A step of AdamW without a first moment is as long for small gradients as for large ones: where those round to another sign, so does the step.
+        let start = weights(&built(Precision::of(dtype).unwrap()));
+        let change = |w: &Weights| w.iter().flat_map(|(n, t)| t.to_f64().iter().zip(start[n].to_f64()).map(|(a, b)| a - b).collect::<Vec<_>>()).collect::<Vec<f64>>();
+        let (a, b) = (change(&after[0]), change(&after[1]));
+        let far = a.iter().zip(&b).filter(|(a, b)| (*a - *b).abs() > 0.2 * a.abs().max(1e-3)).count();
+        assert!(far as f64 <= if dtype == DType::F32 { 0.01 } else { 0.1 } * a.len() as f64, "{dtype}: {far} of {} weights went elsewhere", a.len());
+        assert!(a.iter().filter(|x| x.abs() > 1e-3).count() * 10 > a.len() * 9, "{dtype}: little was learned");
+    }
+}
+
+#[test]
+fn a_state_on_a_device_comes_back() {
+    let (random, options) = (Random::new(1), on(On::Sim));
+    let mut whole = rcm(&options);
+    (0..2).for_each(|i| _ = whole.step(i, &pictures(), &random).unwrap());
+    let half = whole.state().unwrap();
+    whole.step(2, &pictures(), &random).unwrap();
+    let mut other = rcm(&options);
+    other.restore(&half).unwrap();
+    other.step(2, &pictures(), &random).unwrap();
+    assert!(other.state().unwrap() == whole.state().unwrap());
+}
+
+/// In bf16 nearly all operations of a video network, forward, tangent and gradient, are products of matrix units of warpgroups or warps; what has a thread for each element is small.
+#[test]
+fn a_video_networks_products_are_done_by_matrix_units() {
+    let json = serde_json::json!({"_class_name": "WanTransformer3DModel", "attention_head_dim": 64, "cross_attn_norm": true, "ffn_dim": 512, "freq_dim": 32, "in_channels": 16,
+        "num_attention_heads": 2, "num_layers": 1, "out_channels": 16, "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "text_dim": 64});
+    let n = net::Network::build(&Config::from_json(&json, "small", &net::config::NoShapes).unwrap(), &Variant::default(), Precision::BF16).unwrap();
+    let mut network = Network::new(n.function.clone(), "hidden_states", &["timestep"], &["encoder_hidden_states"], "out").unwrap();
+    for (name, size) in [("T", 4), ("H", 32), ("W", 32), ("L", 512)] {
+        network = network.with(name, size);
+    }
+    let shapes = n.weights.iter().map(|w| (w.name.clone(), w.shape.clone())).collect();
+    let target = codegen::GpuTarget::named("sm_90a").unwrap();
+    for o in network.outlines(&shapes, 1, &Options { dtype: DType::BF16, ..on(On::Sim) }).unwrap() {
+        let kernels = trainer::program::gpu::compile(&o.programs, &target, &o.plan.dims).unwrap();
+        let (mut all, mut by_units) = (0.0, 0.0);
+        for (i, (p, k)) in o.programs.iter().zip(&kernels).enumerate() {
+            let launches = o.plan.launches.iter().filter(|l| l.kernel == i).count() as f64;
+            let flops = ir::tile::cost::cost(p, &o.plan.dims).unwrap().flops as f64 * launches;
+            all += flops;
+            by_units += if k.ptx.contains("mma") { flops } else { 0.0 };
+            assert!(k.each.is_none() || flops < 0.02 * 4e9, "{}: {} has a thread for each element of {flops:e} operations: {:?}", o.what, p.name, k.each);
+        }
+        assert!(by_units > 0.95 * all, "{}: matrix units do {by_units:e} of {all:e}", o.what);
+        // What lies between kernels is narrow where it is read so: queries, keys and values, at least.
+        assert!(o.plan.buffers.iter().filter(|b| b.dtype == DType::BF16 && matches!(b.home, runtime::plan::Home::Arena(_))).count() >= 4, "{}", o.what);
     }
 }

@@ -54,7 +54,7 @@ fn a_consistency_student_jumps_to_where_the_flow_ends() {
     let (iterations, random) = (3000, Random::new(3));
     let mut m = method(iterations, iterations / 3, None, 1.0, &cpu(2));
     run(&mut m, 0..iterations, 256, &random);
-    let error = miss(&m.average());
+    let error = miss(&m.average().unwrap());
     println!("sCM: relative RMS of the jump {error:.4}");
     assert!(error < 0.02, "{error}");
 }
@@ -66,7 +66,7 @@ fn differences_in_place_of_tangents_train_a_student_too() {
     let settings = Settings { consistency: Some(Regression::Continuous(c)), matching: None, plan: Plan { warm_up: 400, student_every: 1, rollout: 1 }, critic_first: 0, monitor_every: 0 };
     let mut m = Rcm::new(learner(2e-3, iterations, &cpu(2)), None, teacher(1.0, &cpu(2)), settings).unwrap();
     run(&mut m, 0..iterations, 256, &random);
-    let error = miss(&m.average());
+    let error = miss(&m.average().unwrap());
     println!("sCM by differences: relative RMS of the jump {error:.4}");
     assert!(error < 0.06, "{error}");
 }
@@ -78,7 +78,7 @@ fn a_discrete_student_learns_the_same_map_more_roughly() {
     let settings = Settings { consistency: Some(Regression::Discrete(d)), matching: None, plan: Plan { warm_up: 0, student_every: 1, rollout: 1 }, critic_first: 0, monitor_every: 0 };
     let mut m = Rcm::new(learner(2e-3, iterations, &cpu(2)), None, teacher(1.0, &cpu(2)), settings).unwrap();
     run(&mut m, 0..iterations, 256, &random);
-    let error = miss(&m.average());
+    let error = miss(&m.average().unwrap());
     println!("dCM: relative RMS of the jump {error:.4}");
     assert!(error < 0.2, "{error}");
 }
@@ -89,7 +89,7 @@ fn flow_matching_learns_the_exact_velocity() {
     let mut m = Flow::new(learner(2e-3, iterations, &cpu(2)), flow::Settings { density: Density::LogNormal { mean: 0.0, deviation: 1.2 }, uniform: 0.2, drop: 0.0 });
     run(&mut m, 0..iterations, 512, &random);
     let (exact, means) = exact_velocity();
-    let (mut student, mut exact) = (Model::new(perceptron().0, &m.average(), &cpu(2)).unwrap(), Model::new(exact, &means, &cpu(2)).unwrap());
+    let (mut student, mut exact) = (Model::new(perceptron().0, &m.average().unwrap(), &cpu(2)).unwrap(), Model::new(exact, &means, &cpu(2)).unwrap());
     let x0 = Rows::from_tensor(&data(1000, &Random::new(5), 0)).unwrap();
     let u: Vec<f64> = Random::new(6).stream(0, "u").uniforms(1000);
     let x = Rows::of([&x0, &noise(1000)], |i, [x, e]| (1.0 - u[i]) * x + u[i] * e);
@@ -109,7 +109,7 @@ fn an_average_velocity_jumps_too() {
     run(&mut m, 0..iterations, 256, &random);
     let noise = noise(1000);
     let want = endpoints(&noise, 1.0);
-    let mut student = Model::new(average_perceptron().0, &m.average(), &cpu(2)).unwrap();
+    let mut student = Model::new(average_perceptron().0, &m.average().unwrap(), &cpu(2)).unwrap();
     for (steps, bound) in [(1, 0.06), (2, 0.05)] {
         let got = meanflow::sample(&mut student, &noise, steps, &Condition::new()).unwrap();
         let error = size(&Rows::of([&got, &want], |_, [g, w]| g - w)) / size(&want);
@@ -140,7 +140,7 @@ fn distribution_matching_finds_the_law_and_consistency_keeps_the_map() {
     for consistency in [false, true] {
         let mut m = make(consistency, 700);
         run(&mut m, 0..2800, 128, &random);
-        let (law, map) = (energy(&jump(&m.average(), &noise(1000)), &truth), miss(&m.average()));
+        let (law, map) = (energy(&jump(&m.average().unwrap(), &noise(1000)), &truth), miss(&m.average().unwrap()));
         println!("{}: energy distance {law:.4} (from {start:.4}), relative RMS of the jump {map:.4}", m.name());
         said.push((law, map));
     }

@@ -4,6 +4,7 @@
 //! * Two axes that every view walks as one (the outer one's stride is the inner one's times its size) are one axis: a sum over a batch and its
 //!   tokens is a sum over tokens, and its products are products of matrices.
 //! * A short axis that stands in tiles whole is written out, one value per position.
+//! * Of two axes of tiles one is walked by the grid, an index an instance.
 
 use ir::dim::Dim;
 use ir::prim::Elementwise;
@@ -108,6 +109,16 @@ fn each(body: &mut [Stmt], f: &mut dyn FnMut(&mut Stmt)) {
             each(&mut l.body, f);
         }
     }
+}
+
+/// `p` with one of several axes of tiles walked by the grid instead: not the one whose elements lie side by side. What sums tokens of a batch for each feature has a batch beside features.
+pub(super) fn apart(p: &Program) -> Option<Program> {
+    let tiles: Vec<AxisId> = (0..p.axes.len() as u32).map(AxisId).filter(|a| matches!(p.axis(*a).role, Role::Block(_))).collect();
+    let axis = tiles.iter().copied().find(|a| Some(*a) != p.lanes).filter(|_| tiles.len() > 1 && p.lanes.is_some())?;
+    let mut out = p.clone();
+    out.axes[axis.index()].role = Role::Grid;
+    out.values.iter_mut().for_each(|v| v.axes.retain(|a| *a != axis));
+    Some(out)
 }
 
 /// `p` with its shortest axis that stands in tiles whole written out, if that is short.

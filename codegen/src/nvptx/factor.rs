@@ -78,6 +78,69 @@ fn take_out(body: &mut Vec<Stmt>, values: &mut Vec<ValueInfo>, made: &mut BTreeM
     *body = out;
 }
 
+/// `p` without conversions of operands of dots to what matrix units round them to anyway, also where a factor stands before the dot: then both operands may be in memory.
+pub(super) fn bare(p: &Program) -> Program {
+    if p.operands.bytes() >= 4 {
+        return p.clone();
+    }
+    let mut p = p.clone();
+    let mut body = std::mem::take(&mut p.body);
+    strip(&mut body, &mut p.values, Elementwise::Convert(p.operands), &mut BTreeMap::new());
+    unread(&mut body);
+    p.body = body;
+    p
+}
+
+fn strip(body: &mut Vec<Stmt>, values: &mut Vec<ValueInfo>, rounding: Elementwise, made: &mut BTreeMap<ValueId, (Elementwise, Vec<ValueId>)>) {
+    let mut out = vec![];
+    for mut s in body.drain(..) {
+        match &mut s {
+            Stmt::For(l) => strip(&mut l.body, values, rounding, made),
+            Stmt::Let(_, Op::Dot { terms, .. }) => {
+                for x in terms.iter_mut().flat_map(|(a, b)| [a, b]) {
+                    // Factors between the dot and the conversion, outermost first.
+                    let (mut factors, mut inside) = (vec![], *x);
+                    let found = loop {
+                        match made.get(&inside) {
+                            Some((op, args)) if *op == rounding => break Some(args[0]),
+                            Some((op @ (Elementwise::Mul | Elementwise::Div), args)) => {
+                                let full = |v: ValueId| values[v.index()].axes.len() == values[inside.index()].axes.len();
+                                let narrower = |v: ValueId| values[v.index()].axes.len() < values[inside.index()].axes.len();
+                                match args.as_slice() {
+                                    [a, f] if full(*a) && narrower(*f) => {
+                                        factors.push((*op, *f, true, inside));
+                                        inside = *a;
+                                    }
+                                    [f, a] if full(*a) && narrower(*f) => {
+                                        factors.push((*op, *f, false, inside));
+                                        inside = *a;
+                                    }
+                                    _ => break None,
+                                }
+                            }
+                            _ => break None,
+                        }
+                    };
+                    let Some(mut bare) = found else { continue };
+                    for (op, f, behind, like) in factors.into_iter().rev() {
+                        values.push(ValueInfo { name: None, ..values[like.index()].clone() });
+                        let v = ValueId(values.len() as u32 - 1);
+                        let args = if behind { vec![bare, f] } else { vec![f, bare] };
+                        made.insert(v, (op, args.clone()));
+                        out.push(Stmt::Let(v, Op::Map(op, args)));
+                        bare = v;
+                    }
+                    *x = bare;
+                }
+            }
+            Stmt::Let(v, Op::Map(op, args)) => _ = made.insert(*v, (*op, args.clone())),
+            _ => {}
+        }
+        out.push(s);
+    }
+    *body = out;
+}
+
 /// Leaves out what nothing reads.
 fn unread(body: &mut Vec<Stmt>) {
     loop {

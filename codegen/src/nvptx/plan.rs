@@ -5,7 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
-use super::factor::{moved, outside};
+use super::factor::{bare, moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
 use crate::Error;
@@ -289,11 +289,11 @@ pub(super) type Roles = (Program, Option<AxisId>, BTreeMap<ValueId, Dot>);
 /// The row axis, and how each dot is then computed; axes that have no place are taken out first, where they can be.
 /// With `tf32`, factors of operands stand outside of products where they can, so that operands come from shared memory.
 pub(super) fn roles(p: &Program, tf32: bool) -> Result<Roles, Error> {
-    let mut form = axes::merged(p);
+    let mut form = axes::merged(&bare(p));
     if tf32 && p.operands == DType::F32 {
-        let bare = outside(&form);
-        if roles_of(&bare).is_ok_and(|r| r.2.values().any(|d| matches!(d, Dot::Matrix { .. }))) {
-            form = bare;
+        let free = outside(&form);
+        if roles_of(&free).is_ok_and(|r| r.2.values().any(|d| matches!(d, Dot::Matrix { .. }))) {
+            form = free;
         }
     }
     let mut first = None;
@@ -305,7 +305,7 @@ pub(super) fn roles(p: &Program, tf32: bool) -> Result<Roles, Error> {
         if let Ok(r) = roles_of(&outside(&form)) {
             return Ok(r);
         }
-        match axes::written_out(&form) {
+        match axes::written_out(&form).or_else(|| axes::apart(&form)) {
             Some(p) => form = p,
             None => return first.map_or_else(|| roles_of(p), Err),
         }
@@ -406,6 +406,10 @@ impl Plan {
         } else {
             columns.clone().find(|a| matches!(p.axis(*a).role, Role::Block(_))).or_else(|| columns.clone().max_by_key(|a| p.axis(*a).extent()))
         };
+        // Matrix units take sixteen columns at once: a streamed axis is split at such places only.
+        if let Some(a) = split.filter(|a| tensor && matches!(p.axis(*a).role, Role::Stream(_)) && p.axis(*a).extent() % (granule * fragment.warps[1]) != 0) {
+            return bad(format!("{} elements of `{}` are split over {} warps, {granule} columns at once", p.axis(a).extent(), p.axis(a).name, fragment.warps[1]));
+        }
         let mut slots = vec![0; p.axes.len()];
         for a in columns {
             let extent = p.axis(a).extent();

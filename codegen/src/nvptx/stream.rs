@@ -530,6 +530,8 @@ impl Emit<'_> {
         self.t.line(format_args!("scf.yield {} : {}", yields.join(", "), types.join(", ")));
         self.t.line("}");
         (self.start[l.axis.index()], self.stage, self.env, self.packed, self.pending) = outer;
+        // What was reduced in the loop is not seen behind it.
+        self.flight.reduced.clear();
         if staged && !ring {
             self.t.line("nvvm.cp.async.wait.group 0");
         }

@@ -24,7 +24,7 @@ pub struct Options {
     pub compute: DType,
     /// What float parameters are stored in.
     pub storage: DType,
-    /// Those that are stored otherwise.
+    /// Those that are stored otherwise, and narrow types in which results are stored; what computes them has f32 before.
     pub stored: BTreeMap<Name, DType>,
     /// What operands of dots are rounded to on machines with matrix units.
     pub operands: DType,

@@ -35,6 +35,8 @@ pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
     let start = |m: &usize| Place { memory: *m, offset: Dim::fixed(0) };
     s.function(&cut, &params.iter().map(start).collect::<Vec<_>>(), &results.iter().map(|m| Some(*m)).collect::<Vec<_>>())?;
     (s.out.params, s.out.results) = (params, results);
+    let asked = f.results.iter().zip(&s.out.results).filter_map(|(r, m)| Some((*m, *options.stored.get(&r.name)?))).collect();
+    super::narrow::narrow(&mut s.out, asked, options.fits.is_some());
     Ok(s.out)
 }
 

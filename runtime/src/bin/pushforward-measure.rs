@@ -2,7 +2,7 @@
 //! the driver, and neither a compiler nor the toolkit.
 //!
 //! Every output is poisoned with NaN before a launch. A timed kernel is launched until it has warmed up, then `N` times; median and quartiles are
-//! those of single launches between two events.
+//! those of single launches between two events. Results are in their file after each case, `finished` saying whether all are there: a run that is cut off loses the case that it is at.
 
 use runtime::cuda::{Gpu, Kernel, Memory, devices};
 use runtime::pack::{Case, Pack};
@@ -43,6 +43,16 @@ fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<
     println!("{} (sm_{}{}), driver for CUDA {}.{}; code for {}", device.name, device.compute.0, device.compute.1, found.version.0, found.version.1, pack.target);
     let gpu = Gpu::new(0)?;
     let (mut good, mut rows): (bool, Vec<Value>) = (true, vec![]);
+    let write = |rows: &[Value], finished: bool| -> Result<(), Error> {
+        let Some(path) = out else { return Ok(()) };
+        let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "generation": pack.generation, "finished": finished, "rows": rows});
+        // Beside its place first: what is there is whole whenever the run ends.
+        let beside = format!("{path}.part");
+        let written = std::fs::write(&beside, serde_json::to_vec_pretty(&all).unwrap_or_default()).and_then(|()| std::fs::rename(&beside, path));
+        written.map_err(|e| Error::new(format!("cannot write {path}: {e}")))
+    };
+    // A place that cannot be written is said before the first case, not behind the last.
+    write(&rows, false)?;
     for case in pack.cases.iter().filter(|c| c.name.contains(only)) {
         let row = match one(&gpu, case, &read, runs) {
             Ok(row) => row,
@@ -51,11 +61,9 @@ fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<
         good &= row["good"] == true;
         println!("{}", line(&row));
         rows.push(row);
+        write(&rows, false)?;
     }
-    if let Some(path) = out {
-        let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "generation": pack.generation, "rows": rows});
-        std::fs::write(path, serde_json::to_vec_pretty(&all).unwrap_or_default()).map_err(|e| Error::new(format!("cannot write {path}: {e}")))?;
-    }
+    write(&rows, true)?;
     let (exact, unlike) = rows.iter().filter_map(|r| r["elements_unlike_sim"].as_object()).fold((0, 0), |(n, bad), o| (n + 1, bad + usize::from(o.values().any(|k| *k != 0))));
     println!("{exact} cases without approximate instructions: {} have sim's bits, {unlike} others", exact - unlike);
     let bad = rows.iter().filter(|r| r["good"] != true).count();

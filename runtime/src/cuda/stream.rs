@@ -9,6 +9,7 @@ use ir::types::DType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::marker::PhantomData;
 
 fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
     move |e| Error::new(format!("cuda: {what}: {e}"))
@@ -18,6 +19,16 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 #[derive(Debug)]
 pub struct Gpu {
     device: sys::CUdevice,
+    context: sys::CUcontext,
+    workspace: RefCell<Workspace>,
+}
+
+/// Memory that plans have in turn for what lies between their parameters and results: as large as the largest of them needs.
+#[derive(Debug, Default)]
+struct Workspace {
+    memory: Option<Memory>,
+    /// How often it was another one.
+    generation: u64,
 }
 
 impl Gpu {
@@ -29,10 +40,11 @@ impl Gpu {
         super::devices().map_err(Error::new)?;
         let device = result::device::get(ordinal).map_err(failed("no such device"))?;
         // SAFETY: the device is the driver's; its primary context is released when this is dropped.
-        unsafe {
+        let context = unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed("context"))?;
             result::ctx::set_current(context).map_err(failed("context"))?;
-        }
+            context
+        };
         // What is freed stays in the driver's pool for whoever asks next, instead of going back to the system at every synchronisation.
         let mut keep = u64::MAX;
         // SAFETY: the pool is the device's own, and the attribute is 64 bits.
@@ -40,7 +52,60 @@ impl Gpu {
             let pool = result::device::get_default_mem_pool(device).map_err(failed("memory pool"))?;
             sys::cuMemPoolSetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, std::ptr::from_mut(&mut keep).cast()).result().map_err(failed("memory pool"))?;
         }
-        Ok(Gpu { device })
+        Ok(Gpu { device, context, workspace: RefCell::default() })
+    }
+    /// Work space of at least so many bytes, shared by all that ask: its generation, which changes when it moves, and where it is. What the one before held is lost.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub(super) fn workspace(&self, bytes: usize) -> Result<(u64, Part), Error> {
+        let mut w = self.workspace.borrow_mut();
+        if w.memory.as_ref().is_none_or(|m| m.bytes < bytes) {
+            // First the old one goes back to the system, so that both are never there at once.
+            self.wait()?;
+            w.memory = None;
+            self.trim()?;
+            w.generation += 1;
+            w.memory = Some(Memory::filled(self, bytes, 0xff)?);
+        }
+        let part = w.memory.as_ref().map(|m| m.part(0)).ok_or_else(|| Error::new("cuda: no work space"))?;
+        Ok((w.generation, part))
+    }
+    /// The driver's assembler for this device.
+    pub fn assembler(&self) -> Assembler<'_> {
+        Assembler { context: self.context, _gpu: PhantomData }
+    }
+    /// Gives what is freed and kept for whoever asks next back to the system.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn trim(&self) -> Result<(), Error> {
+        self.wait()?;
+        // SAFETY: the pool is the device's own.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.device).map_err(failed("memory pool"))?;
+            sys::cuMemPoolTrimTo(pool, 0).result().map_err(failed("memory pool"))
+        }
+    }
+    /// Bytes of the device's memory that are free, and all it has, as the driver counts them for all processes.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_and_total(&self) -> Result<(usize, usize), Error> {
+        result::mem_get_info().map_err(failed("memory"))
+    }
+    /// The most bytes that were allocated at once so far.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn most_allocated(&self) -> Result<u64, Error> {
+        let mut bytes = 0u64;
+        // SAFETY: the pool is the device's own, and the attribute is 64 bits.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.device).map_err(failed("memory pool"))?;
+            sys::cuMemPoolGetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, std::ptr::from_mut(&mut bytes).cast()).result().map_err(failed("memory pool"))?;
+        }
+        Ok(bytes)
     }
     /// Waits for everything launched so far.
     ///
@@ -74,8 +139,49 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        // Memory goes while there is a context.
+        self.workspace.get_mut().memory = None;
         // SAFETY: retained in `new`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// What makes machine code of PTX for a device, on any thread.
+pub struct Assembler<'a> {
+    context: sys::CUcontext,
+    _gpu: PhantomData<&'a Gpu>,
+}
+
+// SAFETY: a context may be current for many threads at once, and linkers are made, used and destroyed by one of them; nothing else of the device is reached through this.
+unsafe impl Sync for Assembler<'_> {}
+
+impl Assembler<'_> {
+    /// Machine code for this device from PTX, by the driver's assembler. Many threads may ask at once; the device is current for them afterwards.
+    ///
+    /// # Errors
+    /// The assembler's, with its words.
+    pub fn assemble(&self, ptx: &str) -> Result<Vec<u8>, Error> {
+        use sys::CUjit_option::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
+        const LOG: usize = 4096;
+        let text = CString::new(ptx).map_err(|_| Error::new("cuda: PTX with a zero byte"))?;
+        let mut log = vec![0u8; LOG];
+        let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), LOG as *mut c_void];
+        let mut state: sys::CUlinkState = std::ptr::null_mut();
+        let (mut code, mut bytes): (*mut c_void, usize) = (std::ptr::null_mut(), 0);
+        // SAFETY: the context is the device's primary one, which outlives the assembler; options and values are two each and live until the linker is destroyed; the text ends with a zero byte
+        // that its length counts; `code` belongs to the linker and is copied before that goes.
+        let done = unsafe {
+            result::ctx::set_current(self.context).map_err(failed("context"))?;
+            sys::cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &mut state).result().map_err(failed("assembler"))?;
+            let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
+            let size = text.as_bytes_with_nul().len();
+            let added = sys::cuLinkAddData_v2(state, kind, text.as_ptr().cast_mut().cast(), size, std::ptr::null(), 0, std::ptr::null_mut(), std::ptr::null_mut()).result();
+            let done = added.and_then(|()| sys::cuLinkComplete(state, &mut code, &mut bytes).result()).map(|()| std::slice::from_raw_parts(code.cast::<u8>(), bytes).to_vec());
+            let _ = sys::cuLinkDestroy(state);
+            done
+        };
+        done.map_err(|e| Error::new(format!("cuda: assembler: {e}\n{}", String::from_utf8_lossy(&log).trim_matches(char::from(0)).trim())))
     }
 }
 
@@ -121,11 +227,52 @@ impl Memory {
     /// # Errors
     /// More than it has; the driver's.
     pub fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        if bytes.len() > self.bytes {
-            return Err(Error::new(format!("cuda: {} bytes for {} bytes of memory", bytes.len(), self.bytes)));
-        }
+        self.write_at(0, bytes)
+    }
+    /// Its number of bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+    /// Writes bytes from byte `first` on.
+    ///
+    /// # Errors
+    /// More than it has; the driver's.
+    pub fn write_at(&self, first: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.within(first, bytes.len())?;
         // SAFETY: within the allocation.
-        unsafe { result::memcpy_htod_sync(self.address, bytes) }.map_err(failed("copy to the device"))
+        unsafe { result::memcpy_htod_sync(self.address + first as u64, bytes) }.map_err(failed("copy to the device"))
+    }
+    /// So many bytes from byte `first` on.
+    ///
+    /// # Errors
+    /// More than it has; what a kernel did wrong before.
+    pub fn read_at(&self, first: usize, bytes: usize) -> Result<Vec<u8>, Error> {
+        self.within(first, bytes)?;
+        let mut out = vec![0u8; bytes];
+        // SAFETY: within the allocation, and `out` is `bytes` long.
+        unsafe { result::memcpy_dtoh_sync(&mut out, self.address + first as u64) }.map_err(failed("copy from the device"))?;
+        Ok(out)
+    }
+    /// Copies what another memory of the same length holds.
+    ///
+    /// # Errors
+    /// Lengths that differ; the driver's.
+    pub fn copy(&self, from: &Memory) -> Result<(), Error> {
+        if self.bytes != from.bytes {
+            return Err(Error::new(format!("cuda: a copy of {} bytes to {}", from.bytes, self.bytes)));
+        }
+        // SAFETY: both are `bytes` long.
+        unsafe { result::memcpy_dtod_sync(self.address, from.address, self.bytes) }.map_err(failed("copy on the device"))
+    }
+    fn within(&self, first: usize, bytes: usize) -> Result<(), Error> {
+        match first.checked_add(bytes).filter(|end| *end <= self.bytes) {
+            Some(_) => Ok(()),
+            None => Err(Error::new(format!("cuda: {bytes} bytes from byte {first} of {} bytes of memory", self.bytes))),
+        }
     }
     /// The memory from byte `first` on, for a launch.
     pub(super) fn part(&self, first: usize) -> Part {
@@ -136,10 +283,7 @@ impl Memory {
     /// # Errors
     /// What a kernel did wrong before.
     pub fn read(&self) -> Result<Vec<u8>, Error> {
-        let mut out = vec![0u8; self.bytes];
-        // SAFETY: both are `bytes` long.
-        unsafe { result::memcpy_dtoh_sync(&mut out, self.address) }.map_err(failed("copy from the device"))?;
-        Ok(out)
+        self.read_at(0, self.bytes)
     }
 }
 
@@ -155,6 +299,13 @@ impl Drop for Memory {
 pub(super) struct Part {
     address: sys::CUdeviceptr,
     bytes: usize,
+}
+
+impl Part {
+    /// What lies behind its first bytes.
+    pub(super) fn behind(self, first: usize) -> Part {
+        Part { address: self.address + first as u64, bytes: self.bytes.saturating_sub(first) }
+    }
 }
 
 /// A kernel, loaded.

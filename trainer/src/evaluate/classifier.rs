@@ -163,14 +163,14 @@ fn train(data: &Dataset, s: &Settings, options: &Options) -> Result<Weights, Str
         let x: Vec<f32> = which.iter().flat_map(|w| data.sample(*w)).zip(noise.normals(BATCH * data.size())).map(|(x, n)| x + (NOISE * n) as f32).collect();
         let x = Tensor::new(vec![BATCH, data.size()], TensorData::F32(x)).map_err(|e| e.to_string())?;
         let label = Tensor::new(vec![BATCH], TensorData::I32(which.iter().map(|w| data.labels[*w] as i32).collect())).map_err(|e| e.to_string())?;
-        for (name, t) in &optimizer.weights() {
+        for (name, t) in &optimizer.weights().map_err(|e| e.to_string())? {
             program.set(name, t)?;
         }
         let mut out = program.run(&[("x", &x), ("label", &label), ("loss.ct", &each)])?;
         let gradient: Result<Weights, String> = names.iter().map(|n| Ok((n.clone(), out.remove(&*format!("{n}.ct")).ok_or_else(|| format!("evaluate: no gradient of `{n}`"))?))).collect();
-        optimizer.update(&gradient?, 0.0).map_err(|e| e.to_string())?;
+        optimizer.update(&gradient?.into(), 0.0).map_err(|e| e.to_string())?;
     }
-    Ok(optimizer.weights())
+    optimizer.weights().map_err(|e| e.to_string())
 }
 
 /// The checksum, then the tensors.

@@ -7,7 +7,7 @@
 //! ```
 
 use super::learner::Teacher;
-use super::{Condition, Noisy, Weights, angles, flows};
+use super::{Condition, Gradients, Noisy, angles, flows};
 use crate::network::{Model, Point};
 use crate::random::Random;
 use crate::rows::Rows;
@@ -41,7 +41,7 @@ pub struct Outcome {
     /// Samples that are left out.
     pub skipped: usize,
     /// Of the sum of losses.
-    pub gradient: Weights,
+    pub gradient: Gradients,
 }
 
 impl Discrete {

@@ -9,7 +9,7 @@
 //! ```
 
 use super::learner::Teacher;
-use super::{Angle, Condition, Noisy, Weights, angles, flows, times};
+use super::{Angle, Condition, Gradients, Noisy, angles, flows, times};
 use crate::density::Density;
 use crate::network::{Model, Point};
 use crate::random::Random;
@@ -86,7 +86,7 @@ impl Matching {
         let keep = direction.finite();
         let direction = direction.keep(&keep);
         let loss = direction.each(|a| self.scale * a.iter().map(|x| x * x).sum::<f64>());
-        Ok(Score { fake, teacher, weight, direction, loss, keep, gradient: Weights::new() })
+        Ok(Score { fake, teacher, weight, direction, loss, keep, gradient: Gradients::default() })
     }
 }
 
@@ -134,7 +134,7 @@ impl Rollout {
     ///
     /// # Errors
     /// Those of the network.
-    pub fn pullback(&self, student: &mut Model, condition: &Condition, cotangent: &Rows, keep: &[bool]) -> Result<Weights, Error> {
+    pub fn pullback(&self, student: &mut Model, condition: &Condition, cotangent: &Rows, keep: &[bool]) -> Result<Gradients, Error> {
         let k = angles(&self.times);
         let z = Rows::of([&self.last], |i, [x]| k[i].b * x).keep(keep);
         let of_v = Rows::of([cotangent], |i, [c]| -k[i].s * k[i].b * c).keep(keep);
@@ -157,7 +157,7 @@ pub struct Score {
     /// Samples without a NaN or an infinity.
     pub keep: Vec<bool>,
     /// Of the student's weights.
-    pub gradient: Weights,
+    pub gradient: Gradients,
 }
 
 /// What the critic learned from.
@@ -167,7 +167,7 @@ pub struct Critic {
     /// Samples that are left out.
     pub skipped: usize,
     /// Of the fake score's weights, of the sum of losses.
-    pub gradient: Weights,
+    pub gradient: Gradients,
 }
 
 /// The critic's loss and gradient on a noised rollout.

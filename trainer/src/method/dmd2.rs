@@ -58,8 +58,8 @@ impl Dmd2 {
     pub fn new(student: Learner, network: Network, weights: &Weights, critic: AdamW, teacher: Teacher, settings: Settings, random: &Random, options: &Options) -> Result<Dmd2, Error> {
         let fake = Model::new(network.clone(), weights, options)?;
         let adversarial = settings.generator_weight != 0.0 || settings.discriminator_weight != 0.0;
-        let judge = if adversarial { Some(Discriminator::new(&network, fake.weights(), settings.width, random, options)?) } else { None };
-        let all = judge.as_ref().map_or(fake.weights(), |j| j.weights());
+        let judge = if adversarial { Some(Discriminator::new(&network, weights, settings.width, random, options)?) } else { None };
+        let all = judge.as_ref().map_or(weights, |j| j.weights());
         let optimizer = Optimizer::new(critic, all, false, options)?;
         Ok(Dmd2 { student, fake, judge, optimizer, teacher, settings })
     }
@@ -68,7 +68,7 @@ impl Dmd2 {
     }
     /// Puts the optimizer's weights into the two networks that share them.
     fn share(&mut self) -> Result<(), Error> {
-        let all = self.optimizer.weights();
+        let all = self.optimizer.weights()?;
         self.fake.set_weights(&Discriminator::network_part(&all))?;
         if let Some(j) = &mut self.judge {
             j.set_weights(all);
@@ -110,7 +110,7 @@ impl Dmd2 {
         let draw = Noisy::draw(&roll.x0, s.matching.density, random, iteration, "dmd");
         let c = dmd::critic(&mut self.fake, &draw, condition)?;
         let mut skipped = c.skipped;
-        let (mut m, mut loss, mut gradient) = (Metrics::default().with("critic", mean(&c.loss)).with("steps", steps as f64), mean(&c.loss), c.gradient);
+        let (mut m, mut loss, mut gradient) = (Metrics::default().with("critic", mean(&c.loss)).with("steps", steps as f64), mean(&c.loss), c.gradient.host()?.into_owned());
         if let Some(judge) = &mut self.judge {
             let k = angles(&draw.times);
             let real = Noisy { x0: x0.clone(), noise: draw.noise.clone(), times: draw.times.clone() };
@@ -137,7 +137,7 @@ impl Dmd2 {
             loss += s.discriminator_weight * sum;
             m = m.with("discriminator", sum);
         }
-        let update = self.optimizer.update(&gradient, 0.0)?;
+        let update = self.optimizer.update(&gradient.into(), 0.0)?;
         self.share()?;
         Ok(report(m, update).with("loss", loss).with("skipped", skipped as f64))
     }
@@ -153,17 +153,17 @@ impl Method for Dmd2 {
             Turn::Critic => self.criticize(iteration, batch, random),
         }
     }
-    fn weights(&self) -> Weights {
-        self.student.model.weights().clone()
+    fn weights(&self) -> Result<Weights, Error> {
+        self.student.weights()
     }
-    fn average(&self) -> Weights {
+    fn average(&self) -> Result<Weights, Error> {
         self.student.average()
     }
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut s = BTreeMap::new();
-        self.student.save("student", &mut s);
-        self.optimizer.save("fake", &mut s);
-        s
+        self.student.save("student", &mut s)?;
+        self.optimizer.save("fake", &mut s)?;
+        Ok(s)
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         let mut used = vec![];
@@ -171,7 +171,7 @@ impl Method for Dmd2 {
         let fake = self.optimizer.load("fake", state, &mut used)?;
         all_used(state, &used)?;
         self.student.restore(student)?;
-        self.optimizer.restore(fake);
+        self.optimizer.restore(fake)?;
         self.share()
     }
     fn launches(&self) -> u64 {

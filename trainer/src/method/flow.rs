@@ -87,13 +87,13 @@ impl Method for Flow {
         let update = self.student.learn(&g.weights, iteration)?;
         Ok(report(Metrics::default(), update).with("loss", mean(&loss)).with("skipped", keep.iter().filter(|k| !**k).count() as f64))
     }
-    fn weights(&self) -> Weights {
-        self.student.model.weights().clone()
+    fn weights(&self) -> Result<Weights, Error> {
+        self.student.weights()
     }
-    fn average(&self) -> Weights {
+    fn average(&self) -> Result<Weights, Error> {
         self.student.average()
     }
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         self.student.state()
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! The two roles of a network in a training: a teacher that is evaluated and never changes, and a learner with its optimizer and average.
 
-use super::{Condition, Metrics, Weights};
+use super::{Condition, Gradients, Metrics, Weights};
 use crate::ema::PowerEma;
 use crate::network::{Model, Network, Point};
 use crate::optim::{AdamW, Loaded, Optimizer, Update};
@@ -55,21 +55,45 @@ impl Learner {
     pub fn new(network: Network, weights: &Weights, settings: AdamW, width: Option<f64>, options: &Options) -> Result<Learner, Error> {
         let model = Model::new(network, weights, options)?;
         let average = width.map(PowerEma::of_width).transpose().map_err(Error::new)?;
-        let optimizer = Optimizer::new(settings, model.weights(), average.is_some(), options)?;
+        #[cfg(feature = "jit")]
+        let optimizer = match model.resident() {
+            Some((device, read)) => Optimizer::on_device(settings, weights, average.is_some(), options, device, read)?,
+            None => Optimizer::new(settings, weights, average.is_some(), options)?,
+        };
+        #[cfg(not(feature = "jit"))]
+        let optimizer = Optimizer::new(settings, weights, average.is_some(), options)?;
         Ok(Learner { model, optimizer, average })
     }
     /// One step of the optimizer along `gradient`, and of the average as that of a network that has learned `count` times before.
     ///
     /// # Errors
     /// A gradient that does not fit.
-    pub fn learn(&mut self, gradient: &Weights, count: u64) -> Result<Update, Error> {
+    pub fn learn(&mut self, gradient: &Gradients, count: u64) -> Result<Update, Error> {
         let update = self.optimizer.update(gradient, self.average.map_or(0.0, |a| a.beta(count)))?;
-        self.model.set_weights(&self.optimizer.weights())?;
+        self.learned()?;
         Ok(update)
     }
+    /// Gives the network the optimizer's weights; on a device it has them.
+    fn learned(&mut self) -> Result<(), Error> {
+        if self.model.is_resident() { Ok(()) } else { self.model.set_weights(&self.optimizer.weights()?) }
+    }
+    /// Its weights.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn weights(&self) -> Result<Weights, Error> {
+        self.optimizer.weights()
+    }
     /// The average of its weights, or the weights.
-    pub fn average(&self) -> Weights {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn average(&self) -> Result<Weights, Error> {
         self.optimizer.average()
+    }
+    /// Bytes of a device's memory that it has for weights, averages, moments and gradients: all but its programs' own.
+    pub fn device_bytes(&self) -> usize {
+        self.model.device_bytes() + self.optimizer.device_bytes()
     }
     /// Launches of its network's and its optimizer's programs.
     pub fn launches(&self) -> u64 {
@@ -86,10 +110,13 @@ impl Learner {
         all
     }
     /// The state of a method that has this learner alone.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut s = BTreeMap::new();
-        self.save("student", &mut s);
-        s
+        self.save("student", &mut s)?;
+        Ok(s)
     }
     /// Goes on from what [`Learner::state`] gave.
     ///
@@ -102,8 +129,11 @@ impl Learner {
         self.restore(loaded)
     }
     /// Its state under `prefix`.
-    pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
-        self.optimizer.save(prefix, into);
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn save(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) -> Result<(), Error> {
+        self.optimizer.save(prefix, into)
     }
     /// Reads and checks a state.
     ///
@@ -115,10 +145,10 @@ impl Learner {
     /// Puts a state in place that was read.
     ///
     /// # Errors
-    /// None for a state of this learner.
+    /// None for a state of this learner but for the device's.
     pub fn restore(&mut self, loaded: Loaded) -> Result<(), Error> {
-        self.optimizer.restore(loaded);
-        self.model.set_weights(&self.optimizer.weights())
+        self.optimizer.restore(loaded)?;
+        self.learned()
     }
 }
 

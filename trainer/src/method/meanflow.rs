@@ -11,7 +11,7 @@
 //! ω·(ε − x₀) + (1 − ω)·u(z, t, t | empty) ([`Target::Guided`]). The network's times are t and t − r, in this order. Sampling: z_r = z_t − (t − r)·u(z_t, r, t).
 
 use super::learner::{Learner, Teacher, report};
-use super::{Batch, Condition, Method, Metrics, Weights, times};
+use super::{Batch, Condition, Gradients, Method, Metrics, Weights, times};
 use crate::density::Density;
 use crate::network::{Model, Point};
 use crate::random::Random;
@@ -66,7 +66,7 @@ pub struct Outcome {
     /// w; 0 for samples that are left out.
     pub weight: Vec<f64>,
     /// Of the mean of losses.
-    pub gradient: Weights,
+    pub gradient: Gradients,
     /// Samples that are left out.
     pub skipped: usize,
 }
@@ -143,13 +143,13 @@ impl Method for MeanFlow {
         let loss: Vec<f64> = o.error.iter().zip(&o.weight).map(|(e, w)| e * w).collect();
         Ok(report(Metrics::default(), update).with("loss", mean(&loss)).with("error", mean(&o.error)).with("skipped", o.skipped as f64))
     }
-    fn weights(&self) -> Weights {
-        self.student.model.weights().clone()
+    fn weights(&self) -> Result<Weights, Error> {
+        self.student.weights()
     }
-    fn average(&self) -> Weights {
+    fn average(&self) -> Result<Weights, Error> {
         self.student.average()
     }
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         self.student.state()
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {

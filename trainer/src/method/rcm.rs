@@ -9,8 +9,8 @@
 //! consistency alone is sCM (or dCM) and needs no critic; matching alone is DMD. A staged training starts from an sCM student's weights, and lets the critic learn
 //! `critic_first` iterations before any turn of the student's: the fake score starts as the teacher *without* guidance, while the student samples the guided law.
 
-use super::learner::{Learner, Teacher, add, all_used, report};
-use super::{Batch, Method, Metrics, Noisy, Weights, dcm, dmd, scm};
+use super::learner::{Learner, Teacher, all_used, report};
+use super::{Batch, Gradients, Method, Metrics, Noisy, Weights, dcm, dmd, scm};
 use crate::phase::{Plan, Turn};
 use crate::random::Random;
 use crate::rows::{Rows, mean};
@@ -87,6 +87,14 @@ impl Rcm {
         all.extend(self.fake.as_ref().map(|f| ("fake", f.spent())));
         all
     }
+    /// The student, for those who ask where its time goes.
+    pub fn student(&self) -> &Learner {
+        &self.student
+    }
+    /// Bytes of a device's memory for weights, averages, moments and gradients of all its networks.
+    pub fn device_bytes(&self) -> usize {
+        self.student.device_bytes() + self.teacher.model.device_bytes() + self.fake.as_ref().map_or(0, Learner::device_bytes)
+    }
     /// Time in programs so far.
     pub fn programs(&self) -> Duration {
         self.times().iter().flat_map(|(_, t)| t).map(|(_, _, d)| *d).sum()
@@ -112,7 +120,7 @@ impl Rcm {
     fn learn(&mut self, iteration: u64, score: bool, batch: &Batch, random: &Random) -> Result<Metrics, Error> {
         let x0 = Rows::from_tensor(&batch.x0)?;
         let (condition, empty) = (&batch.condition, &batch.empty);
-        let (mut m, mut total, mut gradient, mut skipped) = (Metrics::default(), 0.0, None::<Weights>, 0usize);
+        let (mut m, mut total, mut gradient, mut skipped) = (Metrics::default(), 0.0, None::<Gradients>, 0usize);
         let student = &mut self.student.model;
         let r = self.settings.plan.tangent_weight(iteration.saturating_sub(self.settings.critic_first));
         match self.settings.consistency {
@@ -151,7 +159,7 @@ impl Rcm {
             skipped += s.keep.iter().filter(|k| !**k).count();
             gradient = Some(match gradient {
                 None => s.gradient,
-                Some(g) => add(g, &s.gradient)?,
+                Some(g) => self.student.model.add(g, &s.gradient)?,
             });
         }
         let gradient = gradient.ok_or_else(|| Error::new("rcm: a turn of the student's without a loss"))?;
@@ -185,19 +193,19 @@ impl Method for Rcm {
             Turn::Critic => self.criticize(iteration, batch, random),
         }
     }
-    fn weights(&self) -> Weights {
-        self.student.model.weights().clone()
+    fn weights(&self) -> Result<Weights, Error> {
+        self.student.weights()
     }
-    fn average(&self) -> Weights {
+    fn average(&self) -> Result<Weights, Error> {
         self.student.average()
     }
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut s = BTreeMap::new();
-        self.student.save("student", &mut s);
+        self.student.save("student", &mut s)?;
         if let Some(f) = &self.fake {
-            f.save("fake", &mut s);
+            f.save("fake", &mut s)?;
         }
-        s
+        Ok(s)
     }
     fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         let mut used = vec![];

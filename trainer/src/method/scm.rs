@@ -22,7 +22,7 @@
 //! g = −C²·(σ_d·F − dx/dτ) − r·(C·S·x + σ_d·t_F), and the loss is a mean over elements.
 
 use super::learner::Teacher;
-use super::{Angle, Condition, Noisy, Weights, angles, flows};
+use super::{Angle, Condition, Gradients, Noisy, angles, flows};
 use crate::density::Density;
 use crate::network::{Model, Point};
 use crate::rows::Rows;
@@ -109,7 +109,7 @@ pub struct Outcome {
     /// Samples that are left out: those with a NaN or an infinity.
     pub skipped: usize,
     /// The gradient of the sum of losses.
-    pub gradient: Weights,
+    pub gradient: Gradients,
 }
 
 /// The parts of g, in one form.

@@ -19,7 +19,7 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub fn new(f: &Function, dims: &Bindings, options: &Options) -> Result<Cpu, String> {
-        let fused = super::wide(f, fuse::Options::cpu(dims, options.dtype), options.dtype);
+        let fused = super::wide(f, fuse::Options::cpu(dims, options.dtype), options);
         let sequence = fuse::sequence(f, &fused).map_err(|e| e.to_string())?;
         let plan = Plan::new(&sequence, dims).map_err(|e| e.to_string())?;
         let target = codegen::Target::host().map_err(|e| e.to_string())?;

@@ -23,7 +23,7 @@ use ir::dim::Name;
 pub fn method(setup: &Setup, s: &Stage, before: Option<&dyn Method>) -> Result<Box<dyn Method>, String> {
     let said = |e: Error| e.to_string();
     let network = setup.network(Some(s))?;
-    let start = before.map_or_else(|| setup.start.clone(), |b| b.average());
+    let start = before.map_or_else(|| Ok(setup.start.clone()), |b| b.average()).map_err(|e| e.to_string())?;
     let start = match (s.method == "meanflow", super::networks::has_span(&start)) {
         (true, false) => setup.described.with_span(&start, setup.config.network.seed)?,
         (false, true) => setup.described.without_span(&start, &setup.options)?,
@@ -61,7 +61,7 @@ pub fn method(setup: &Setup, s: &Stage, before: Option<&dyn Method>) -> Result<B
     };
     let critic = adamw(&Stage { schedule: "constant".into(), ..s.clone() }, s.critic_rate, s.iterations);
     let fake_start = || -> Result<Weights, String> {
-        let of_before = before.map(|b| fake_weights(&b.state())).unwrap_or_default();
+        let of_before = before.map(|b| b.state().map(|s| fake_weights(&s))).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
         if of_before.is_empty() { setup.teacher.clone().ok_or_else(|| format!("`{}` needs a teacher", s.method)) } else { Ok(of_before) }
     };
     let rcm = |student: Learner, consistency: Option<Regression>, matched: bool| -> Result<Box<dyn Method>, String> {
