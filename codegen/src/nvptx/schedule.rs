@@ -412,7 +412,7 @@ fn crossed(plan: &Plan) -> usize {
 
 /// Whether a loop loads to registers.
 fn loads_in_loop(plan: &Plan) -> bool {
-    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v));
+    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v) && !plan.vectors.contains_key(v));
     plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(load)))
 }
 
