@@ -145,6 +145,14 @@ impl GpuSignature {
                 return Err(format!("{}: {d} is {n}, but this kernel was compiled for multiples of {by}; compile it for these sizes", self.symbol));
             }
         }
+        for m in &self.maps {
+            for a in &m.axes {
+                let n = a.size.eval(dims).map_err(|e| e.to_string())?;
+                if n > i64::from(i32::MAX) {
+                    return Err(format!("{}: bulk copies of `{}` count {n} elements along an axis, and at most 2^31 - 1 are addressed so; compile it by warps", self.symbol, self.buffers[m.buffer].name));
+                }
+            }
+        }
         Ok(())
     }
     /// Blocks of the grid.

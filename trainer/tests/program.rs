@@ -76,7 +76,7 @@ fn calls_run_as_planned() {
     let chains = [(vec![], 3), (vec![jvp(all)], 3), (vec![jvp("x")], 3), (vec![vjp(all)], 6), (vec![jvp("x,c"), vjp("x,c,w,v,x.t,c.t")], 6), (vec![vjp("x,w"), jvp("x,w,y.ct")], 6), (vec![jvp(all), vjp(both)], 6)];
     for (transforms, calls) in chains {
         for checkpoint in [Residuals, Operands] {
-            let make = |on| Program::new(f, &transforms, &dims, &Options { on, dtype: DType::F64, checkpoint, threads: Some(2) }).unwrap_or_else(|e| panic!("{e}"));
+            let make = |on| Program::new(f, &transforms, &dims, &Options { on, dtype: DType::F64, checkpoint, threads: Some(2), ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
             let (reference, cpu) = (make(On::Reference), make(On::Cpu));
             let inputs: Vec<(String, Tensor)> = reference.params().iter().enumerate().map(|(i, p)| (p.name.to_string(), draw(&p.shape, i as u64))).collect();
             let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();

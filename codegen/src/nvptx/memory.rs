@@ -135,10 +135,14 @@ impl Emit<'_> {
         if dtype == want { Ok(x) } else { self.map(ir::prim::Elementwise::Convert(want), &[x]) }
     }
 
-    /// `width` elements at `p`, floats as `f32`.
+    /// `width` elements at `p` in global memory, floats as `f32`.
     pub fn read(&mut self, p: &str, d: DType, width: usize) -> Vec<String> {
+        self.read_from(p, 1, d, width)
+    }
+    /// The same of an address space: 1 is global, 3 is shared memory.
+    pub fn read_from(&mut self, p: &str, space: usize, d: DType, width: usize) -> Vec<String> {
         let bytes = d.bytes() * width;
-        let load = |e: &mut Self, ty: &str| e.t.op(format_args!("llvm.load {p} {{alignment = {bytes} : i64}} : !llvm.ptr<1> -> {ty}"));
+        let load = |e: &mut Self, ty: &str| e.t.op(format_args!("llvm.load {p} {{alignment = {bytes} : i64}} : !llvm.ptr<{space}> -> {ty}"));
         match d {
             DType::F32 | DType::I32 | DType::F64 => {
                 let ty = memory_type(d);

@@ -129,6 +129,17 @@ pub struct Staged {
     pub at: usize,
 }
 
+/// A load along the streamed axis, the same in all rows, that stands in shared memory: statistics of columns, copied in bulk with the tiles of its stage.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Vector {
+    /// What is loaded; a step along the streamed axis is one element.
+    pub view: View,
+    /// Bytes of an element.
+    pub elem: usize,
+    /// First byte within its stage.
+    pub at: usize,
+}
+
 /// A program with its decisions.
 pub struct Plan {
     /// The program, with the schedule's tiles.
@@ -151,6 +162,8 @@ pub struct Plan {
     pub inits: BTreeMap<ValueId, Vec<Vec<ValueId>>>,
     /// Loads in shared memory.
     pub staged: BTreeMap<ValueId, Staged>,
+    /// Loads of single columns in shared memory, of kernels by warpgroups; all in one group of the ring.
+    pub vectors: BTreeMap<ValueId, Vector>,
     /// Those of them that are loaded in a loop.
     pub looped: BTreeSet<ValueId>,
     /// Values that something other than a matrix product reads.
@@ -420,7 +433,7 @@ impl Plan {
         }
         let mut plan = Plan {
             schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
-            inits: BTreeMap::new(), staged: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
+            inits: BTreeMap::new(), staged: BTreeMap::new(), vectors: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
             body: vec![], shared: [0; 3], exchange: 0, ring: None, multiples: BTreeSet::new(), p,
         };
         plan.uses();
@@ -582,6 +595,14 @@ impl Plan {
                     size += s.tile.bytes();
                 }
             }
+            if self.schedule.warpgroups && size > 0 {
+                for (v, view, elem) in self.columns(l) {
+                    self.vectors.insert(v, Vector { view, elem, at: size });
+                    size += (elem * self.p.axis(l.axis).extent()).next_multiple_of(PANEL);
+                }
+                // Tiles of the next stage begin where their swizzle does.
+                size = size.next_multiple_of(8 * PANEL);
+            }
             stage = stage.max(size);
         }
         outer += at;
@@ -600,6 +621,23 @@ impl Plan {
         self.shared = [outer, stage, end + sums.max(exchanged)];
         self.exchange = end;
         Ok(())
+    }
+
+    /// Loads of the loop that are the same in all rows, contiguous along its axis, and of a type that bulk copies know.
+    fn columns(&self, l: &ir::tile::Loop) -> Vec<(ValueId, View, usize)> {
+        let mut out = vec![];
+        for s in &l.body {
+            if let Stmt::Let(v, Op::Load(view)) = s
+                && !self.staged.contains_key(v)
+                && !self.direct.contains(v)
+                && self.rank(*v) == (Rank { rows: false, col: Some(l.axis) })
+                && view.stride(l.axis).is_some_and(Dim::is_one)
+                && matches!(self.p.buffers[view.buffer.index()].dtype, DType::F32 | DType::BF16 | DType::F16)
+            {
+                out.push((*v, view.clone(), self.p.buffers[view.buffer.index()].dtype.bytes()));
+            }
+        }
+        out
     }
 
     /// Statements in order, with matrix products over the same axes together where nothing between them forbids it: a product

@@ -410,9 +410,22 @@ fn crossed(plan: &Plan) -> usize {
     if two && accumulators(plan) == 1 { 20 } else { 0 }
 }
 
+/// What a mask along rows and columns needs beside two blocks of rows a warp, by warps: its tests are kept per row (a causal gradient at d 64 spills 32 bytes, seen).
+fn masked(plan: &Plan) -> usize {
+    let mask = |s: &Step| matches!(s, Step::Let(v, Op::Fill { keep, .. }) if plan.rank(*v).rows && plan.rank(*v).col.is_some() && keep.iter().any(|c| c.axes.len() > 1));
+    let any = plan.tensor && plan.fragment.rows > 2 && plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(mask)));
+    if any { 8 } else { 0 }
+}
+
+/// What columns in shared memory need besides: more where a thread has many (128 × 160 at d 32 spills, 144 does not, seen).
+fn beside(plan: &Plan) -> usize {
+    let slots = plan.vectors.keys().map(|v| plan.shape(plan.rank(*v)).1).max();
+    slots.map_or(0, |n| 2 + n.saturating_sub(32))
+}
+
 /// Whether a loop loads to registers.
 fn loads_in_loop(plan: &Plan) -> bool {
-    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v));
+    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v) && !plan.vectors.contains_key(v));
     plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(load)))
 }
 
@@ -420,7 +433,12 @@ fn loads_in_loop(plan: &Plan) -> bool {
 /// defined), operands of a step of products, and addresses.
 pub fn registers(plan: &Plan) -> usize {
     let size = |v: ValueId| {
-        let (r, c) = plan.shape(plan.rank(v));
+        let rank = plan.rank(v);
+        // Columns that shared memory holds, and what is made of them, are read and made where they are needed: a quarter at a time (seen in what spills).
+        if !rank.rows && rank.col.is_some() && !plan.vectors.is_empty() {
+            return plan.shape(rank).1.div_ceil(4);
+        }
+        let (r, c) = plan.shape(rank);
         r * c
     };
     // Operands of a step of products.
@@ -485,9 +503,9 @@ pub fn registers(plan: &Plan) -> usize {
     // Addresses, positions, and what the assembler needs besides. Descriptors stand in registers of their own; loads and exchanges in
     // the loop need addresses, and so does every accumulator beyond two (seen in what the assembler spills).
     let others = match &plan.ring {
-        None => 44,
+        None => 44 + masked(plan),
         Some(ring) => {
-            12 + 6 * usize::from(plan.schedule.rounded) + 12 * usize::from(loads_in_loop(plan)) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan)
+            12 + 6 * usize::from(plan.schedule.rounded) + 12 * usize::from(loads_in_loop(plan)) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan)
         }
     };
     let mut most = 0;

@@ -161,6 +161,9 @@ impl Emit<'_> {
                 if plan.staged.contains_key(&v) && !plan.in_registers.contains(&v) || plan.direct.contains(&v) {
                     return Ok(());
                 }
+                if plan.vectors.contains_key(&v) {
+                    return self.column(v).and_then(|x| self.define(v, x));
+                }
                 self.load(v, view)?
             }
             Op::Map(e, args) => {

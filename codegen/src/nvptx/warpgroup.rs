@@ -43,6 +43,8 @@ pub(super) struct Flight {
     releases: BTreeMap<usize, usize>,
     /// Groups of the ring that have arrived in the present tile.
     arrived: BTreeSet<usize>,
+    /// Loads of single columns that the present tile has done.
+    columns: usize,
     /// Left operands that from here on are read as products read them.
     rounded: BTreeSet<ValueId>,
     /// Registers of the last reduction since the last wait.
@@ -172,6 +174,7 @@ impl Emit<'_> {
         let here = self.ik("muli", slot, self.plan.shared[1]);
         self.stage = Some(self.i("addi", base, &here));
         self.flight.arrived.clear();
+        self.flight.columns = 0;
         self.flight.rounded.clear();
         self.flight.turn = Some((slot.into(), parity.into()));
         self.turn(slot, parity)
@@ -194,19 +197,24 @@ impl Emit<'_> {
     fn release(&mut self, landed: usize) {
         let free: Vec<usize> = self.flight.releases.iter().filter(|(_, at)| **at <= landed).map(|(g, _)| *g).collect();
         let Some((slot, _)) = self.flight.turn.clone() else { return };
-        if free.is_empty() {
+        self.free(&free, &slot);
+        for g in free {
+            self.flight.releases.remove(&g);
+        }
+    }
+    /// Says that `groups` of stage `slot` are empty, one lane a warp.
+    fn free(&mut self, groups: &[usize], slot: &str) {
+        if groups.is_empty() {
             return;
         }
-        // One lane a warp.
         let tid = self.tid();
         let lane = self.ik("andi", &tid, 31);
         let zero = self.k(0);
         let first = self.cmp("eq", &lane, &zero);
         self.t.line(format_args!("scf.if {first} {{"));
-        for g in free {
-            let object = self.empty(g, &slot);
+        for g in groups {
+            let object = self.empty(*g, slot);
             self.t.op(format_args!("nvvm.mbarrier.arrive {object} : !llvm.ptr<3> -> i64"));
-            self.flight.releases.remove(&g);
         }
         self.t.line("}");
     }

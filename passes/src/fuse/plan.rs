@@ -51,6 +51,9 @@ impl Partition<'_> {
         let mut groups = loop {
             let mut groups = self.singles(&mut members, &mut known)?;
             if !self.options.scratch {
+                if self.lend(&mut members, &mut known, &groups) {
+                    continue;
+                }
                 self.join(&members, &mut groups);
                 self.drop_private(&members, &mut groups);
                 break groups;
@@ -131,6 +134,26 @@ impl Partition<'_> {
             }
         }
         Err(Error::new("fuse: cutting does not end"))
+    }
+
+    /// Makes members of the statistics for which one kernel walks over the data once more, where another one has all of them in a walk of its own: the
+    /// first then reads them. Whether there are such.
+    fn lend(&self, members: &mut Vec<Member>, known: &mut Known, groups: &[Group]) -> bool {
+        for g in groups.iter().filter(|g| g.kernel.cost() > 1) {
+            let last = g.kernel.stats.values().map(|s| s.pass).max().unwrap_or(0);
+            let first: Vec<Var> = g.kernel.stats.iter().filter(|(_, s)| s.pass < last).map(|(v, _)| *v).collect();
+            let waits = |h: &Group| g.of.iter().any(|m| h.reads.contains(&members[*m].var));
+            let has = |h: &&Group| h.of != g.of && !waits(h) && h.kernel.cost() == 1 && first.iter().all(|v| h.kernel.stats.contains_key(v) && self.narrow(*v));
+            if first.is_empty() || first.iter().any(|v| members.iter().any(|m| m.var == *v)) {
+                continue;
+            }
+            if let Some(h) = groups.iter().find(has) {
+                let why = format!("the kernel of {} makes it in its pass, and that of {} would in one more", members[h.of[0]].name, members[g.of[0]].name);
+                first.iter().for_each(|v| store(members, known, *v, why.clone()));
+                return true;
+            }
+        }
+        false
     }
 
     /// The kernel of one value: over the axis of its last sums, or over one that an earlier sum needs if that cuts nothing out and

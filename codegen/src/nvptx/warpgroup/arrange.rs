@@ -227,6 +227,11 @@ fn grouped(plan: &Plan, mut l: Stream, groups: &mut Vec<Vec<ValueId>>) -> Stream
     for (v, span) in &spans {
         by.entry(*span).or_default().push(*v);
     }
+    // Loads of single columns are one group: they are read by steps of their own.
+    let at: Vec<usize> = l.body.iter().enumerate().filter(|(_, s)| matches!(s, Step::Let(v, _) if plan.vectors.contains_key(v))).map(|(i, _)| i).collect();
+    if let (Some(a), Some(b)) = (at.first(), at.last()) {
+        by.insert((*a, *b), plan.vectors.keys().copied().collect());
+    }
     *groups = by.values().cloned().collect();
     let last: Vec<usize> = by.keys().map(|k| k.1).collect();
     for (at, s) in l.body.iter_mut().enumerate() {

@@ -3,10 +3,13 @@
 
 use super::super::emit::{Emit, I32};
 use super::super::layout::PANEL;
-use super::super::plan::{Plan, Staged, Step, Stream};
+use super::super::plan::{Plan, Rank, Staged, Step, Stream};
+use super::super::value::{Tail, Value};
 use crate::Error;
 use ir::artifact::{MapAxis, TensorMap};
+use ir::dim::Dim;
 use ir::tile::{AxisId, ValueId};
+use ir::types::DType;
 
 /// The axes of a staged load's map, the contiguous one first.
 fn axes(s: &Staged) -> Vec<AxisId> {
@@ -19,9 +22,20 @@ fn mapped(plan: &Plan) -> Vec<ValueId> {
     plan.ring.iter().flat_map(|r| r.outer.iter().chain(r.groups.iter().flatten()).copied()).collect()
 }
 
+/// The streamed axis of the loop over tiles.
+fn streamed(plan: &Plan) -> AxisId {
+    plan.body.iter().find_map(|s| if let Step::For(l) = s { (!l.staged.is_empty()).then_some(l.axis) } else { None }).unwrap_or(AxisId(0))
+}
+
 /// The maps of a kernel by warpgroups.
 pub fn maps(plan: &Plan) -> Vec<TensorMap> {
     let map = |v: ValueId| {
+        if let Some(x) = plan.vectors.get(&v) {
+            // Its buffer as a single axis: no stride has to be a multiple of anything, and what a tile has beyond the streamed axis are other elements.
+            let size = plan.p.buffers[x.view.buffer.index()].shape.iter().fold(Dim::fixed(1), |n, d| &n * d);
+            let tile = plan.p.axis(streamed(plan)).extent();
+            return TensorMap { buffer: x.view.buffer.index(), offset: Dim::fixed(0), axes: vec![MapAxis { size, stride: Dim::fixed(1), tile }], swizzle: 0 };
+        }
         let s = &plan.staged[&v];
         let axis = |a: AxisId| MapAxis {
             size: plan.p.axis(a).size.clone(),
@@ -81,10 +95,28 @@ impl Emit<'_> {
     fn fill_group(&mut self, vs: &[ValueId], object: &str, base: &str) -> Result<(), Error> {
         let plan = self.plan;
         let order = mapped(plan);
-        let bytes: usize = vs.iter().map(|v| plan.staged[v].tile.bytes()).sum();
+        let tile = |v: &ValueId| match plan.vectors.get(v) {
+            Some(x) => x.elem * plan.p.axis(streamed(plan)).extent(),
+            None => plan.staged[v].tile.bytes(),
+        };
+        let bytes: usize = vs.iter().map(tile).sum();
         let n = self.k(bytes as i64);
         self.t.line(format_args!("nvvm.mbarrier.arrive.expect_tx {object}, {n} : !llvm.ptr<3>, i32"));
         for v in vs {
+            if let Some(x) = plan.vectors.get(v) {
+                let map = order.iter().position(|w| w == v).ok_or_else(|| Error::Internal("a column without a map".into()))?;
+                let to = self.ik("addi", base, x.at);
+                let to = self.shared(&to);
+                let to = self.t.op(format_args!("llvm.addrspacecast {to} : !llvm.ptr<3> to !llvm.ptr<7>"));
+                let mut from = self.dim32(&x.view.offset)?;
+                for (a, stride) in &x.view.strides {
+                    let (start, stride) = (self.start[a.index()].clone(), self.dim32(stride)?);
+                    let step = self.i("muli", &start, &stride);
+                    from = self.i("addi", &from, &step);
+                }
+                self.t.line(format_args!("nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, %m{map}, {object}, box[{from}] : !llvm.ptr<7>, !llvm.ptr"));
+                continue;
+            }
             let s = &plan.staged[v];
             let map = order.iter().position(|w| w == v).ok_or_else(|| Error::Internal("a tile without a map".into()))?;
             for panel in 0..s.tile.panels() {
@@ -97,5 +129,40 @@ impl Emit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The registers of a load of single columns that the ring holds; after the last of them their group is free.
+    pub(in super::super) fn column(&mut self, v: ValueId) -> Result<Value, Error> {
+        let plan = self.plan;
+        let x = plan.vectors.get(&v).ok_or_else(|| Error::Internal("a column that is not in the ring".into()))?;
+        let group = self.ring()?.groups.iter().position(|g| g.contains(&v)).ok_or_else(|| Error::Internal("a column without a group".into()))?;
+        let Some((slot, parity)) = self.flight.turn.clone() else { return Err(Error::Internal("a column outside of the loop".into())) };
+        if self.flight.arrived.insert(group) {
+            let object = self.full(group, &slot);
+            self.await_object(&object, &parity);
+        }
+        let axis = streamed(plan);
+        let rank = Rank { rows: false, col: Some(axis) };
+        let place = self.place();
+        let first = self.first_col(&place, axis).clone();
+        let stage = self.stage.clone().ok_or_else(|| Error::Internal("a column without a stage".into()))?;
+        let by = self.ik("muli", &first, x.elem);
+        let at = self.i("addi", &stage, &by);
+        let at = self.shared(&at);
+        let width = plan.fragment.vector;
+        let (_, cols) = self.shape(rank);
+        let dtype = plan.p.buffers[x.view.buffer.index()].dtype;
+        let mut regs = vec![];
+        for c in (0..cols).step_by(width) {
+            let p = self.step(&at, 3, x.at + x.elem * self.col_offset(c));
+            regs.extend(self.read_from(&p, 3, dtype, width));
+        }
+        self.flight.columns += 1;
+        if self.flight.columns == plan.vectors.len() {
+            let all = self.k(-1);
+            self.t.line(format_args!("nvvm.bar.warp.sync {all} : i32"));
+            self.free(&[group], &slot);
+        }
+        Ok(Value::regs(rank, DType::F32, Tail::Any, regs))
     }
 }
