@@ -40,7 +40,7 @@ type Sum = BTreeMap<(Vec<Var>, Vec<Var>), i64>;
 /// # Errors
 /// A bug: equations that do not fit any more.
 pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
-    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
+    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), ports: super::view::port_types(f), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
     for p in &f.params {
         let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
         g.at.insert(p.var, v);
@@ -73,6 +73,8 @@ struct Gather<'a> {
     f: &'a Function,
     definitions: Vec<Option<usize>>,
     users: Vec<usize>,
+    /// Types of parameters and results.
+    ports: Vec<Type>,
     b: Builder,
     /// Where each value of `f` is in the new function.
     at: HashMap<Var, Var>,
@@ -204,6 +206,19 @@ impl Gather<'_> {
             _ => by.above.push(v),
         }
     }
+    /// Whether an equation like `what` is behind `v`.
+    fn behind(&self, v: Var, what: &dyn Fn(&Eqn) -> bool) -> bool {
+        let (mut seen, mut open) = (std::collections::BTreeSet::new(), vec![v]);
+        while let Some(v) = open.pop() {
+            if let (true, Some(e)) = (seen.insert(v), self.eqn(v)) {
+                if what(e) {
+                    return true;
+                }
+                open.extend(&e.args);
+            }
+        }
+        false
+    }
     /// What `v` adds up, if these are all sums of products that nothing else uses.
     fn terms(&self, v: Var, negative: bool, out: &mut Vec<Term>) -> Option<()> {
         let e = self.eqn(v)?;
@@ -264,6 +279,14 @@ impl Gather<'_> {
             }
             rest.negative ^= t.c.negative;
             bodies.push(rest);
+        }
+        // A coefficient that waits for a sum over the same axis costs another pass over it, in which products that are nowhere in memory (scores)
+        // are made again.
+        let waits = |e: &Eqn| matches!(&e.op, Prim::Reduce(_, over) | Prim::Contract(over) if over.iter().any(|n| terms[0].over.contains(n)));
+        let scores = |e: &Eqn| matches!(e.op, Prim::Contract(_)) && terms[0].over.iter().any(|n| self.f.ty(e.out).has(n)) && !self.ports.iter().any(|t| t.covers(self.f.ty(e.out)));
+        let coefficients = || terms.iter().flat_map(|t| t.c.above.iter().chain(&t.c.below));
+        if sides.iter().any(|(with, u)| self.behind(*u, &scores) || self.behind(*with, &scores)) && coefficients().any(|c| self.behind(*c, &waits)) {
+            return Ok(None);
         }
         // What all coefficients have stays outside, and what all bodies have is their factor.
         let mut coefficients: Vec<Product> = terms.iter().map(|t| t.c.clone()).collect();

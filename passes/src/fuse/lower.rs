@@ -100,6 +100,11 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
             // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
         };
+        // A tile of rows is no longer than its axis: memory for those that are not there crowds the cache.
+        let role = match (role, a.size.eval(&o.dims)) {
+            (Role::Block(tile), Ok(n)) if o.scratch && from_last == 1 && (n.max(1) as usize) < tile => Role::Block(n.max(1) as usize),
+            (role, _) => role,
+        };
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role });
     }
     let mut lanes = if lane_x || tiled == 0 { None } else { Some(AxisId(tiled as u32 - 1)) };
