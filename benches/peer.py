@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Both sides in one run: `pushforward bench` and PyTorch, alternating, with PyTorch's SGEMM before, between and after.
 
-Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan] [--json OUT.json]
+Usage: python benches/peer.py [--runs 7] [--threads 2] [--only jvp64,forward64,wan,wanwide] [--json OUT.json]
 Needs PyTorch (`./dev peer` installs it into target/peer) and a built `target/release/pushforward`.
 Machines are noisy: read the ratios, not the milliseconds. GFLOP/s count 12 N^2 d per head for the JVP of attention, 4 N^2 d for its
 forward, 14 N^2 d for forward and backward (2 products and 5); causal counts N(N+1)/2 pairs. PyTorch's side of the backward is the
@@ -112,23 +112,59 @@ SMALL_WAN = dict(networks.WAN, num_attention_heads=3, attention_head_dim=128, in
                  image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=1024)
 
 
-def small_wan(a):
-    """Forward, JVP along (latent, time) and gradients of all weights, ours and PyTorch's over the same network and numbers, alternating."""
-    folder = ROOT / "target/peer_wan"
+# One block at the widths of Wan2.1-1.3B, with the same tokens and text.
+WIDE_WAN = dict(SMALL_WAN, num_attention_heads=12, ffn_dim=8960, num_layers=1)
+
+
+def drawn(folder, config):
+    """Weights and inputs of a Wan in `folder`: the weights, the arguments, their tangents, the cotangent."""
     folder.mkdir(parents=True, exist_ok=True)
-    w = networks.draw(SMALL_WAN, 0)
-    (folder / "config.json").write_text(json.dumps(SMALL_WAN))
+    w = networks.draw(config, 0)
+    (folder / "config.json").write_text(json.dumps(config))
     networks.save(folder / "diffusion_pytorch_model.safetensors", w, {"format": "pt"})
     case = dict(hidden_states=torch.randn(1, 16, 8, 32, 32), timestep=torch.tensor([500.0]), encoder_hidden_states=torch.randn(1, 512, 512))
     tangents = {"hidden_states.t": torch.randn(1, 16, 8, 32, 32), "timestep.t": torch.tensor([3.0])}
     cotangent = torch.randn(1, 16, 8, 32, 32)
     networks.save(folder / "in.safetensors", {**case, **tangents, "out.ct": cotangent}, {})
+    return w, case, tangents, cotangent
 
-    def ours(*options):
-        command = [str(ROOT / "target/release/pushforward"), "net", str(folder), "--inputs", str(folder / "in.safetensors"), "--outputs", str(folder / "out.safetensors"), "--runs", str(a.runs), "--json", *options]
-        out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PUSHFORWARD_THREADS": str(a.threads)}).stdout)
-        return out["seconds"], networks.load(folder / "out.safetensors")[0]
 
+def net(a, folder, *options):
+    """Median seconds of `pushforward net` in `folder`, and what it wrote."""
+    command = [str(ROOT / "target/release/pushforward"), "net", str(folder), "--inputs", str(folder / "in.safetensors"), "--outputs", str(folder / "out.safetensors"), "--runs", str(a.runs), "--json", *options]
+    out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PUSHFORWARD_THREADS": str(a.threads)}).stdout)
+    return out["seconds"], networks.load(folder / "out.safetensors")[0]
+
+
+def flop_ratio(folder):
+    """Operations of the JVP over those of the forward, as `net --explain` has them."""
+    out = subprocess.run([str(ROOT / "target/release/pushforward"), "net", str(folder), "--explain", "--json", "--dim", "T=8,H=32,W=32,L=512"], check=True, capture_output=True, text=True)
+    return json.loads(out.stdout)["sizes"][0]["flop_ratio"]
+
+
+def tangent_cost(what, forward, jvp, flops):
+    """Prints, and returns, how much dearer a JVP is than the forward, beside what its operations say."""
+    print(f"{what} JVP over forward: {jvp / forward:.2f} of time, {flops:.2f} of operations: {jvp / forward / flops:.2f}", flush=True)
+    return {"time_ratio": jvp / forward, "flop_ratio": flops}
+
+
+def wide_block(a):
+    """The cost of the tangent at the widths of Wan2.1-1.3B: one block, 2,048 tokens; forward and JVP alternate. No peer."""
+    folder = ROOT / "target/peer_wan_wide"
+    drawn(folder, WIDE_WAN)
+    times = {"forward": [], "jvp": []}
+    for _ in range(2):
+        times["forward"].append(net(a, folder)[0])
+        times["jvp"].append(net(a, folder, "--jvp", "hidden_states,timestep")[0])
+    forward, jvp = (statistics.median(times[k]) for k in times)
+    print(f"wan block of 1,536 channels, forward {forward * 1e3:.1f} ms, JVP {jvp * 1e3:.1f} ms", flush=True)
+    return {"wan_wide_forward": {"seconds": forward}, "wan_wide_jvp": {"seconds": jvp}, "wan_wide_tangent_cost": tangent_cost("wan block of 1,536 channels", forward, jvp, flop_ratio(folder))}
+
+
+def small_wan(a):
+    """Forward, JVP along (latent, time) and gradients of all weights, ours and PyTorch's over the same network and numbers, alternating."""
+    folder = ROOT / "target/peer_wan"
+    w, case, tangents, cotangent = drawn(folder, SMALL_WAN)
     x = tuple(case.values())
     f = lambda *x: networks.wan(SMALL_WAN, w, *x)
     formula = networks.attend
@@ -152,18 +188,15 @@ def small_wan(a):
 
     off = lambda got, want: ((got - want).norm() / want.norm()).item()
     results = {}
-    flops = json.loads(subprocess.run([str(ROOT / "target/release/pushforward"), "net", str(folder), "--explain", "--json", "--dim", "T=8,H=32,W=32"], check=True, capture_output=True, text=True).stdout)["sizes"][0]["flop_ratio"]
     weights = ",".join(networks.shapes(SMALL_WAN))
     for name, peer, options in [("forward", forward, []), ("jvp", jvp, ["--jvp", "hidden_states,timestep"]), ("gradients", gradients, ["--vjp", weights])]:
-        (first, got), theirs = ours(*options), median_seconds(peer, max(3, a.runs // 2))
-        second, _ = ours(*options)
+        (first, got), theirs = net(a, folder, *options), median_seconds(peer, max(3, a.runs // 2))
+        second, _ = net(a, folder, *options)
         want, seconds = peer(), statistics.median([first, second])
         error = {"forward": lambda: off(got["out"], want), "jvp": lambda: off(got["out.t"], want[1]), "gradients": lambda: max(off(got[k + ".ct"], v) for k, v in want.items())}[name]()
         results["wan_" + name] = {"seconds": seconds, "peer_seconds": theirs, "relative_difference": error}
         print(f"wan {name:<10}: {seconds * 1e3:8.1f} ms; PyTorch {theirs * 1e3:8.1f} ms, {theirs / seconds:.2f}x (they differ by {error:.1e})", flush=True)
-    ratio = results["wan_jvp"]["seconds"] / results["wan_forward"]["seconds"]
-    results["wan_tangent_cost"] = {"time_ratio": ratio, "flop_ratio": flops}
-    print(f"wan JVP over forward: {ratio:.2f} of time, {flops:.2f} of operations: {ratio / flops:.2f}", flush=True)
+    results["wan_tangent_cost"] = tangent_cost("wan", results["wan_forward"]["seconds"], results["wan_jvp"]["seconds"], flop_ratio(folder))
     return results
 
 
@@ -171,7 +204,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--only", default=",".join([*CASES, "wan"]))
+    p.add_argument("--only", default=",".join([*CASES, "wan", "wanwide"]))
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -181,6 +214,9 @@ def main():
     for name in a.only.split(","):
         if name == "wan":
             results.update(small_wan(a))
+            continue
+        if name == "wanwide":
+            results.update(wide_block(a))
             continue
         what, file, function, transforms, dims, flops, peer, peer_runs = CASES[name]
         gemm = [sgemm()]

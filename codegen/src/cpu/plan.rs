@@ -775,6 +775,9 @@ impl<'p> Plan<'p> {
         let uses = |p: &Plan, items: &[Option<Item>], v: V| items.iter().flatten().filter(|i| p.operands(i).contains(&v)).count();
         let use_count: HashMap<V, usize> = maker.keys().map(|v| (*v, uses(self, &items, *v))).collect();
         let mut made_by_dot: BTreeSet<V> = BTreeSet::new();
+        // The first group behind the last loop so far. What stands behind a loop stays there: before it, it would have to be kept through
+        // the loop in every panel's record.
+        let mut floor = 0;
         for k in order {
             let Some(item) = items[k].take() else { continue };
             let shape = self.shape(&item);
@@ -795,7 +798,7 @@ impl<'p> Plan<'p> {
                 }
                 _ => false,
             };
-            let mut least = 0;
+            let mut least = floor;
             for &b in &before[k] {
                 let g = at[b];
                 let fused = joins(&groups[g], true) && (soft[k].contains(&b) || !self.reduces_into(&groups[g], &item));
@@ -822,6 +825,7 @@ impl<'p> Plan<'p> {
                         Node::For(mut l) => {
                             let inner = std::mem::take(&mut l.items);
                             l.body = self.schedule(inner, &l.carries.clone())?;
+                            floor = groups.len() + 1;
                             Work::For(l)
                         }
                         _ => Work::Single(item),

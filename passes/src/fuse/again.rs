@@ -24,6 +24,8 @@ const LITTLE: f64 = 4.0;
 const INSIDE: f64 = 128.0;
 /// What a product along vectors costs more than one with lanes.
 const ALONG: f64 = 4.0;
+/// The share of their products' time that two kernels lose when they become one whose tiles crowd the cache.
+const CROWDED: f64 = 0.02;
 /// How many times the elements of a parameter or result something may have to be stored.
 const WIDER: f64 = 8.0;
 
@@ -166,6 +168,16 @@ impl Partition<'_> {
         let elements = self.product(self.f.ty(v).axes.iter().cloned());
         let once = self.all_operations(&self.reach(&[v], |_| false));
         Some(less - once - 0.5 * STORED * elements * (times + 1) as f64 - LAUNCH).filter(|s| *s > 0.0)
+    }
+    /// Whether two kernels are better as one: what both make is made once, what both read is read once, and a launch is saved; their products
+    /// have fewer panels in the cache.
+    pub(super) fn worth_joining<'v>(&self, a: &Kernel, b: &Kernel, common: impl Iterator<Item = &'v Var>) -> bool {
+        let made = |k: &Kernel| self.reach(&k.stores.iter().map(|s| s.1).collect::<Vec<Var>>(), |_| false);
+        let products = |made: &BTreeSet<Var>| self.all_operations(made.iter().filter(|v| matches!(self.definitions[v.index()].map(|i| &self.f.eqns[i].op), Some(Prim::Contract(_)))));
+        let (one, other) = (made(a), made(b));
+        let shared: f64 = common.map(|v| self.product(self.f.ty(*v).axes.iter().cloned())).sum();
+        let gain = self.all_operations(one.intersection(&other)) + 0.5 * STORED * shared + LAUNCH;
+        gain > CROWDED * (products(&one) + products(&other))
     }
     fn all_operations<'v>(&self, values: impl IntoIterator<Item = &'v Var>) -> f64 {
         values.into_iter().filter_map(|v| self.definitions[v.index()]).map(|i| self.operations(&self.f.eqns[i])).sum()

@@ -1,7 +1,7 @@
 //! Sums that share an operand, gathered.
 //!
 //! ```text
-//! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside
+//! gather   c₁·Σ_x (a·u₁) ± c₂·Σ_x (a·u₂)  =>  Σ_x a·(c₁·u₁ ± c₂·u₂)     c₁, c₂ without x; what both have in common stays outside; so for (a·w)·u₂, w with u₂'s axes
 //! known    c₁·Σ_x u₁ ± c₂·Σ_x u₂          =>  Σ_x K                     K = c₁·u₁ ± c₂·u₂ is an equation of the function
 //! ```
 //!
@@ -40,7 +40,7 @@ type Sum = BTreeMap<(Vec<Var>, Vec<Var>), i64>;
 /// # Errors
 /// A bug: equations that do not fit any more.
 pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
-    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
+    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), ports: super::view::port_types(f), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
     for p in &f.params {
         let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
         g.at.insert(p.var, v);
@@ -73,6 +73,8 @@ struct Gather<'a> {
     f: &'a Function,
     definitions: Vec<Option<usize>>,
     users: Vec<usize>,
+    /// Types of parameters and results.
+    ports: Vec<Type>,
     b: Builder,
     /// Where each value of `f` is in the new function.
     at: HashMap<Var, Var>,
@@ -204,6 +206,19 @@ impl Gather<'_> {
             _ => by.above.push(v),
         }
     }
+    /// Whether an equation like `what` is behind `v`.
+    fn behind(&self, v: Var, what: &dyn Fn(&Eqn) -> bool) -> bool {
+        let (mut seen, mut open) = (std::collections::BTreeSet::new(), vec![v]);
+        while let Some(v) = open.pop() {
+            if let (true, Some(e)) = (seen.insert(v), self.eqn(v)) {
+                if what(e) {
+                    return true;
+                }
+                open.extend(&e.args);
+            }
+        }
+        false
+    }
     /// What `v` adds up, if these are all sums of products that nothing else uses.
     fn terms(&self, v: Var, negative: bool, out: &mut Vec<Term>) -> Option<()> {
         let e = self.eqn(v)?;
@@ -235,22 +250,49 @@ impl Gather<'_> {
         if self.terms(e.out, false, &mut terms).is_none() || terms.windows(2).any(|w| w[0].over != w[1].over) {
             return Ok(None);
         }
-        let Some(shared) = [terms[0].a, terms[0].b].into_iter().find(|s| terms.iter().all(|t| t.a == *s || t.b == *s)) else { return Ok(None) };
-        let first = terms[0].a == shared;
+        // What all of them multiply by: an operand, or a factor of one, whose other factors then go to the other side.
+        let factors = |v: Var| {
+            let mut p = Product::default();
+            self.product(v, &mut p, false);
+            p
+        };
+        let side = |t: &Term, s: Var| [(t.a, t.b), (t.b, t.a)].into_iter().find(|(with, _)| *with == s).or_else(|| [(t.a, t.b), (t.b, t.a)].into_iter().find(|(with, _)| factors(*with).above.contains(&s)));
+        let summed = |s: &Var| terms[0].over.iter().all(|n| self.f.ty(*s).has(n));
+        let candidates = [terms[0].a, terms[0].b].into_iter().chain(factors(terms[0].a).above).chain(factors(terms[0].b).above).filter(summed);
+        let mut found: Option<(Var, Vec<(Var, Var)>)> = None;
+        for s in candidates {
+            if let (None, Some(sides)) = (&found, terms.iter().map(|t| side(t, s)).collect::<Option<Vec<_>>>()) {
+                found = Some((s, sides));
+            }
+        }
+        let Some((shared, sides)) = found else { return Ok(None) };
+        let first = terms[0].a == sides[0].0;
         let mut bodies: Vec<Product> = vec![];
-        for t in &terms {
-            let u = if t.a == shared { t.b } else { t.a };
+        for (t, (with, u)) in terms.iter().zip(&sides) {
+            let mut rest = if *with == shared { Product { above: vec![shared], ..Product::default() } } else { factors(*with) };
+            if let Some(i) = rest.above.iter().position(|x| *x == shared) {
+                rest.above.remove(i);
+            }
             // Nothing becomes wider than the operand is.
-            if t.c.above.iter().chain(&t.c.below).any(|x| !self.f.ty(u).covers(self.f.ty(*x))) {
+            if t.c.above.iter().chain(&t.c.below).chain(&rest.above).chain(&rest.below).any(|x| !self.f.ty(*u).covers(self.f.ty(*x))) {
                 return Ok(None);
             }
-            bodies.push(Product { negative: t.c.negative, ..Product::default() });
+            rest.negative ^= t.c.negative;
+            bodies.push(rest);
+        }
+        // A coefficient that waits for a sum over the same axis costs another pass over it, in which products that are nowhere in memory (scores)
+        // are made again.
+        let waits = |e: &Eqn| matches!(&e.op, Prim::Reduce(_, over) | Prim::Contract(over) if over.iter().any(|n| terms[0].over.contains(n)));
+        let scores = |e: &Eqn| matches!(e.op, Prim::Contract(_)) && terms[0].over.iter().any(|n| self.f.ty(e.out).has(n)) && !self.ports.iter().any(|t| t.covers(self.f.ty(e.out)));
+        let coefficients = || terms.iter().flat_map(|t| t.c.above.iter().chain(&t.c.below));
+        if sides.iter().any(|(with, u)| self.behind(*u, &scores) || self.behind(*with, &scores)) && coefficients().any(|c| self.behind(*c, &waits)) {
+            return Ok(None);
         }
         // What all coefficients have stays outside, and what all bodies have is their factor.
         let mut coefficients: Vec<Product> = terms.iter().map(|t| t.c.clone()).collect();
         let outside = common(&mut coefficients);
-        for ((body, c), t) in bodies.iter_mut().zip(coefficients).zip(&terms) {
-            self.product(if t.a == shared { t.b } else { t.a }, body, false);
+        for ((body, c), (_, u)) in bodies.iter_mut().zip(coefficients).zip(&sides) {
+            self.product(*u, body, false);
             body.above.extend(c.above);
             body.below.extend(c.below);
         }

@@ -53,6 +53,9 @@ struct Lower<'a> {
     centers: BTreeMap<Var, Center>,
 }
 
+/// Carried sums of products for which an instance has all its rows: accumulators of 128 rows leave four of them two panels of half a megabyte.
+const SUMS: usize = 3;
+
 /// Writes the block program of kernel number `number`.
 pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program, Error> {
     let o = p.options;
@@ -65,6 +68,8 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
     let matmul = !dots_inside && k.stats.keys().any(|v| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_))));
     let (rows, stream) = if matmul { o.matmul } else { (o.rows, o.stream) };
     let row = row_axis(p, k);
+    // Many sums at once leave an instance few panels, so that rows and weights are copied for few of them: half the rows then.
+    let rows = if matmul && o.scratch && !lane_x && carried_products(p, k) > SUMS { (rows / 2).max(1) } else { rows };
     // A row axis that does not fill its tile shares it with the next one, so that what has lanes is read once for all of these rows.
     let beside = row.as_ref().filter(|_| matmul && o.scratch && !lane_x).and_then(|r| {
         let n = k.parallel.iter().find(|a| a.name == *r)?.size.eval(&o.dims).ok()?.max(1) as usize;
@@ -87,11 +92,18 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         let role = match (lane_x, from_last) {
             (false, 0) => Role::Block(o.lanes),
             (true, 0) if k.owned.is_none() => Role::Block(fit(a, rows)),
+            // Rows of products lie along an axis in whole where no axis keeps the operands apart: a batch, of which there may be one.
+            (false, 1) if matmul && o.scratch && row.is_none() => Role::Grid,
             (false, 1) if !dots_inside => Role::Block(fit(a, rows)),
             (false, 1) if apart => Role::Block(fit(a, o.stream)),
             _ if beside.as_ref().is_some_and(|(n, _)| *n == a.name) => Role::Block(fit(a, beside.as_ref().map_or(1, |b| b.1))),
             // An instance that has all of an axis has one index of the others.
             _ => Role::Grid,
+        };
+        // A tile of rows is no longer than its axis: memory for those that are not there crowds the cache.
+        let role = match (role, a.size.eval(&o.dims)) {
+            (Role::Block(tile), Ok(n)) if o.scratch && from_last == 1 && (n.max(1) as usize) < tile => Role::Block(n.max(1) as usize),
+            (role, _) => role,
         };
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role });
     }
@@ -163,6 +175,13 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
 /// the lanes are of the same operand as these.
 fn row_axis(p: &Partition, k: &Kernel) -> Option<Name> {
     apart_axes(p, k).into_iter().next()
+}
+/// Sums of products with rows and lanes that a kernel carries, over all its passes.
+fn carried_products(p: &Partition, k: &Kernel) -> usize {
+    let Some(lane) = k.parallel.last() else { return 0 };
+    let product = |v: &&Var| p.definitions[v.index()].is_some_and(|i| matches!(p.f.eqns[i].op, Prim::Contract(_)));
+    let wide = |v: &&Var| p.f.ty(**v).has(&lane.name) && k.parallel.iter().filter(|a| p.f.ty(**v).has(&a.name)).count() > 1;
+    k.stats.keys().filter(product).filter(wide).count()
 }
 /// All such axes, the nearest first.
 fn apart_axes(p: &Partition, k: &Kernel) -> Vec<Name> {

@@ -301,6 +301,10 @@ impl Partition<'_> {
                     }
                     let mut of: Vec<usize> = groups[a].of.iter().chain(&groups[b].of).copied().collect();
                     of.sort_unstable();
+                    if self.options.scratch && !self.beside(members, &of, |p| p.worth_joining(&groups[a].kernel, &groups[b].kernel, groups[a].reads.intersection(&groups[b].reads))) {
+                        refused.insert(key);
+                        continue;
+                    }
                     let mut axes: Vec<Option<Name>> = [a, b].iter().map(|g| groups[*g].kernel.x.as_ref().map(|x| x.name.clone())).collect();
                     axes.dedup();
                     let cost = groups[a].kernel.cost() + groups[b].kernel.cost();
