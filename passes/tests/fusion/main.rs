@@ -7,4 +7,5 @@ mod centring;
 mod graphs;
 mod random;
 mod renaming;
+mod short;
 mod support;
