@@ -5,7 +5,7 @@ mod execution;
 mod stream;
 
 pub use execution::{Execution, Place};
-pub use stream::{Assembler, Gpu, Kernel, Memory};
+pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
 use sys::CUdevice_attribute as Attribute;

@@ -160,31 +160,3 @@ fn a_state_on_a_device_comes_back() {
     other.step(2, &pictures(), &random).unwrap();
     assert!(other.state().unwrap() == whole.state().unwrap());
 }
-
-/// In bf16 nearly all operations of a video network, forward, tangent and gradient, are products of matrix units of warpgroups or warps; what has a thread for each element is small.
-#[test]
-fn a_video_networks_products_are_done_by_matrix_units() {
-    let json = serde_json::json!({"_class_name": "WanTransformer3DModel", "attention_head_dim": 64, "cross_attn_norm": true, "ffn_dim": 512, "freq_dim": 32, "in_channels": 16,
-        "num_attention_heads": 2, "num_layers": 1, "out_channels": 16, "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "text_dim": 64});
-    let n = net::Network::build(&Config::from_json(&json, "small", &net::config::NoShapes).unwrap(), &Variant::default(), Precision::BF16).unwrap();
-    let mut network = Network::new(n.function.clone(), "hidden_states", &["timestep"], &["encoder_hidden_states"], "out").unwrap();
-    for (name, size) in [("T", 4), ("H", 32), ("W", 32), ("L", 512)] {
-        network = network.with(name, size);
-    }
-    let shapes = n.weights.iter().map(|w| (w.name.clone(), w.shape.clone())).collect();
-    let target = codegen::GpuTarget::named("sm_90a").unwrap();
-    for o in network.outlines(&shapes, 1, &Options { dtype: DType::BF16, ..on(On::Sim) }).unwrap() {
-        let kernels = trainer::program::gpu::compile(&o.programs, &target, &o.plan.dims).unwrap();
-        let (mut all, mut by_units) = (0.0, 0.0);
-        for (i, (p, k)) in o.programs.iter().zip(&kernels).enumerate() {
-            let launches = o.plan.launches.iter().filter(|l| l.kernel == i).count() as f64;
-            let flops = ir::tile::cost::cost(p, &o.plan.dims).unwrap().flops as f64 * launches;
-            all += flops;
-            by_units += if k.ptx.contains("mma") { flops } else { 0.0 };
-            assert!(k.each.is_none() || flops < 0.02 * 4e9, "{}: {} has a thread for each element of {flops:e} operations: {:?}", o.what, p.name, k.each);
-        }
-        assert!(by_units > 0.95 * all, "{}: matrix units do {by_units:e} of {all:e}", o.what);
-        // What lies between kernels is narrow where it is read so: queries, keys and values, at least.
-        assert!(o.plan.buffers.iter().filter(|b| b.dtype == DType::BF16 && matches!(b.home, runtime::plan::Home::Arena(_))).count() >= 4, "{}", o.what);
-    }
-}

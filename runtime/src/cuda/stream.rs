@@ -9,7 +9,6 @@ use ir::types::DType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
-use std::marker::PhantomData;
 
 fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
     move |e| Error::new(format!("cuda: {what}: {e}"))
@@ -19,7 +18,6 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 #[derive(Debug)]
 pub struct Gpu {
     device: sys::CUdevice,
-    context: sys::CUcontext,
     workspace: RefCell<Workspace>,
 }
 
@@ -40,11 +38,10 @@ impl Gpu {
         super::devices().map_err(Error::new)?;
         let device = result::device::get(ordinal).map_err(failed("no such device"))?;
         // SAFETY: the device is the driver's; its primary context is released when this is dropped.
-        let context = unsafe {
+        unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed("context"))?;
             result::ctx::set_current(context).map_err(failed("context"))?;
-            context
-        };
+        }
         // What is freed stays in the driver's pool for whoever asks next, instead of going back to the system at every synchronisation.
         let mut keep = u64::MAX;
         // SAFETY: the pool is the device's own, and the attribute is 64 bits.
@@ -52,7 +49,7 @@ impl Gpu {
             let pool = result::device::get_default_mem_pool(device).map_err(failed("memory pool"))?;
             sys::cuMemPoolSetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, std::ptr::from_mut(&mut keep).cast()).result().map_err(failed("memory pool"))?;
         }
-        Ok(Gpu { device, context, workspace: RefCell::default() })
+        Ok(Gpu { device, workspace: RefCell::default() })
     }
     /// Work space of at least so many bytes, shared by all that ask: its generation, which changes when it moves, and where it is. What the one before held is lost.
     ///
@@ -70,10 +67,6 @@ impl Gpu {
         }
         let part = w.memory.as_ref().map(|m| m.part(0)).ok_or_else(|| Error::new("cuda: no work space"))?;
         Ok((w.generation, part))
-    }
-    /// The driver's assembler for this device.
-    pub fn assembler(&self) -> Assembler<'_> {
-        Assembler { context: self.context, _gpu: PhantomData }
     }
     /// Gives what is freed and kept for whoever asks next back to the system.
     ///
@@ -143,45 +136,6 @@ impl Drop for Gpu {
         self.workspace.get_mut().memory = None;
         // SAFETY: retained in `new`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-/// What makes machine code of PTX for a device, on any thread.
-pub struct Assembler<'a> {
-    context: sys::CUcontext,
-    _gpu: PhantomData<&'a Gpu>,
-}
-
-// SAFETY: a context may be current for many threads at once, and linkers are made, used and destroyed by one of them; nothing else of the device is reached through this.
-unsafe impl Sync for Assembler<'_> {}
-
-impl Assembler<'_> {
-    /// Machine code for this device from PTX, by the driver's assembler. Many threads may ask at once; the device is current for them afterwards.
-    ///
-    /// # Errors
-    /// The assembler's, with its words.
-    pub fn assemble(&self, ptx: &str) -> Result<Vec<u8>, Error> {
-        use sys::CUjit_option::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
-        const LOG: usize = 4096;
-        let text = CString::new(ptx).map_err(|_| Error::new("cuda: PTX with a zero byte"))?;
-        let mut log = vec![0u8; LOG];
-        let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), LOG as *mut c_void];
-        let mut state: sys::CUlinkState = std::ptr::null_mut();
-        let (mut code, mut bytes): (*mut c_void, usize) = (std::ptr::null_mut(), 0);
-        // SAFETY: the context is the device's primary one, which outlives the assembler; options and values are two each and live until the linker is destroyed; the text ends with a zero byte
-        // that its length counts; `code` belongs to the linker and is copied before that goes.
-        let done = unsafe {
-            result::ctx::set_current(self.context).map_err(failed("context"))?;
-            sys::cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &mut state).result().map_err(failed("assembler"))?;
-            let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
-            let size = text.as_bytes_with_nul().len();
-            let added = sys::cuLinkAddData_v2(state, kind, text.as_ptr().cast_mut().cast(), size, std::ptr::null(), 0, std::ptr::null_mut(), std::ptr::null_mut()).result();
-            let done = added.and_then(|()| sys::cuLinkComplete(state, &mut code, &mut bytes).result()).map(|()| std::slice::from_raw_parts(code.cast::<u8>(), bytes).to_vec());
-            let _ = sys::cuLinkDestroy(state);
-            done
-        };
-        done.map_err(|e| Error::new(format!("cuda: assembler: {e}\n{}", String::from_utf8_lossy(&log).trim_matches(char::from(0)).trim())))
     }
 }
 
