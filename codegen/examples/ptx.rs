@@ -1,5 +1,5 @@
 //! PTX of a program, and what its code costs: `ptx FILE [--fn NAME] [--jvp q,k,v] [--vjp q,k,v] [--dtype bf16] [--dim D=64]… [--target sm_90a]…
-//! [--schedule rows=128,stream=96,cols=64,warps=8x1,stages=2,warpgroups=2] [--out DIR]`. With the directory of `ptxas` and `nvdisasm` in
+//! [--schedule rows=128,stream=96,cols=64,warps=8x1,stages=2,warpgroups=2] [--slack 5.5] [--out DIR]`. With the directory of `ptxas` and `nvdisasm` in
 //! `CUDA_BIN`, prints registers, spills, shared memory, and the instructions of the innermost loops.
 #![allow(missing_docs)]
 
@@ -107,6 +107,7 @@ fn run() -> Result<()> {
     let mut file = None;
     let mut vjp: Vec<Name> = vec![];
     let (mut function, mut jvp, mut dtype, mut dims, mut targets, mut sched, mut out) = (None, vec![], DType::BF16, Bindings::new(), vec![], None, None);
+    let mut slack = 0.0;
     let mut it = args.iter();
     while let Some(a) = it.next() {
         let mut next = || it.next().cloned().ok_or_else(|| format!("{a} needs a value"));
@@ -123,6 +124,7 @@ fn run() -> Result<()> {
             "--target" => targets.push(next()?),
             "--schedule" => sched = Some(next()?),
             "--out" => out = Some(next()?),
+            "--slack" => slack = next()?.parse().map_err(|e| format!("--slack: {e}"))?,
             _ => file = Some(a.clone()),
         }
     }
@@ -133,7 +135,7 @@ fn run() -> Result<()> {
     let f = if jvp.is_empty() { f.clone() } else { passes::ad::jvp(f, &jvp).map_err(|e| e.to_string())? };
     let f = if vjp.is_empty() { f } else { passes::ad::vjp(&f, &vjp).map_err(|e| e.to_string())? };
     let sizes = dims.clone();
-    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, ..Default::default() };
+    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, slack, ..Default::default() };
     let n = passes::simplify::simplify_for(&f, &options).map_err(|e| e.to_string())?.0;
     let fused = passes::fuse::fuse(&n, &options).map_err(|e| e.to_string())?;
     if targets.is_empty() {

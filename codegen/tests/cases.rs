@@ -56,13 +56,17 @@ impl Case {
 
     /// `f`, stored as `dtype`, at `dims`.
     pub fn of(f: Function, dtype: DType, dims: &[(&str, i64)]) -> Case {
+        Case::behind(f, dtype, dims, 0.0)
+    }
+    /// The same with maxima that may stay `slack` behind.
+    pub fn behind(f: Function, dtype: DType, dims: &[(&str, i64)], slack: f64) -> Case {
         let dims = bind(dims);
         // Lengths of sequences stay run-time arguments, so that no tile may hold one whole.
         let mut known = dims.clone();
         if known.contains_key("D") && known.contains_key("I") {
             known.retain(|n, _| !matches!(&**n, "I" | "J"));
         }
-        let options = passes::fuse::Options { dims: known, storage: dtype, operands: dtype, ..Default::default() };
+        let options = passes::fuse::Options { dims: known, storage: dtype, operands: dtype, slack, ..Default::default() };
         let n = passes::simplify::simplify_for(&f, &options).unwrap().0;
         let programs = passes::fuse::fuse(&n, &options).unwrap().programs;
         let mut seed = 7;

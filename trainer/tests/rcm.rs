@@ -304,7 +304,7 @@ fn adamw_is_pytorchs() {
         let (gradients, want) = (f.rows("grads"), f.rows(&format!("{name}.w")));
         for step in 0..gradients.batch() {
             let g = ir::tensor::Tensor::from_f64(ir::types::DType::F64, &[17], gradients.row(step)).unwrap();
-            o.update(&Weights::from([("w".into(), g)]), 0.0).unwrap();
+            o.update(&Weights::from([("w".into(), g)]).into(), 0.0).unwrap();
             close(&format!("{name}, step {step}"), &o.weights().unwrap()["w"].to_f64(), want.row(step), 1e-12);
         }
     }

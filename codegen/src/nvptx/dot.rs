@@ -65,6 +65,57 @@ impl Emit<'_> {
     /// What the accumulator of `v` starts from.
     pub(super) fn init(&mut self, v: ValueId, rank: Rank) -> Result<Vec<String>, Error> {
         let plan = self.plan;
+        // Where factors of rows do nothing (1 for the first product, 0 for the others), nothing is done.
+        let moves = if plan.lazy { self.moves(v, rank)? } else { None };
+        if let Some((still, moves)) = moves {
+            let types = vec!["f32"; still.len()].join(", ");
+            let r = self.t.fresh();
+            self.t.line(format_args!("{r}:{} = scf.if {moves} -> ({types}) {{", still.len()));
+            let moved = self.started(v, rank)?;
+            self.t.line(format_args!("scf.yield {} : {types}", moved.join(", ")));
+            self.t.line("} else {");
+            self.t.line(format_args!("scf.yield {} : {types}", still.join(", ")));
+            self.t.line("}");
+            return Ok((0..still.len()).map(|i| format!("{r}#{i}")).collect());
+        }
+        self.started(v, rank)
+    }
+
+    /// The registers of the first product's only factor with columns, and whether a factor of rows would change it; `None` where the start has another form.
+    fn moves(&mut self, v: ValueId, rank: Rank) -> Result<Option<(Vec<String>, String)>, Error> {
+        let plan = self.plan;
+        let mut still = None;
+        let mut moves: Option<String> = None;
+        for (i, product) in plan.inits[&v].iter().enumerate() {
+            let mut factors: Vec<Value> = vec![];
+            for f in product {
+                factors.push(self.settled(*f)?);
+            }
+            let (wide, rows): (Vec<Value>, Vec<Value>) = factors.into_iter().partition(|f| f.rank == rank);
+            let ([wide], false) = (wide.as_slice(), rows.is_empty() || rows.iter().any(|f| f.rank.col.is_some())) else { return Ok(None) };
+            if i == 0 {
+                still = Some(self.spread(wide, rank));
+            }
+            let neutral = self.number(if i == 0 { 1.0 } else { 0.0 });
+            // All factors of the first must be 1; of the others, one 0 is enough, and which one is not asked.
+            let asked = if i == 0 { rows.len() } else { 1 };
+            for f in &rows[..asked] {
+                for r in 0..self.shape(f.rank).0 {
+                    let x = self.elem(f, 0, r);
+                    let other = self.t.op(format_args!("arith.cmpf une, {x}, {neutral} : f32"));
+                    moves = Some(match moves {
+                        None => other,
+                        Some(m) => self.t.op(format_args!("arith.ori {m}, {other} : i1")),
+                    });
+                }
+            }
+        }
+        Ok(still.zip(moves))
+    }
+
+    /// The start of `v`, computed.
+    fn started(&mut self, v: ValueId, rank: Rank) -> Result<Vec<String>, Error> {
+        let plan = self.plan;
         let mut sum: Option<Value> = None;
         for product in &plan.inits[&v] {
             // What is shared by a row first.

@@ -162,6 +162,8 @@ pub struct Plan {
     pub inits: BTreeMap<ValueId, Vec<Vec<ValueId>>>,
     /// Loads in shared memory.
     pub staged: BTreeMap<ValueId, Staged>,
+    /// Maxima stay behind: what rows correct accumulators by is mostly nothing.
+    pub lazy: bool,
     /// Loads of single columns in shared memory, of kernels by warpgroups; all in one group of the ring.
     pub vectors: BTreeMap<ValueId, Vector>,
     /// Those of them that are loaded in a loop.
@@ -359,6 +361,14 @@ fn roles_of(p: &Program) -> Result<Roles, Error> {
     best.map(|(r, _)| r).ok_or_else(|| refused(p, &why))
 }
 
+/// Whether a loop carries a value that is either what it was or another one, and exponentials of whose change correct what else is carried.
+fn lazy(p: &Program) -> bool {
+    let made: BTreeMap<ValueId, &Op> = lets(p).into_iter().collect();
+    let kept = |c: &Carry| matches!(made.get(&c.next), Some(Op::Map(ir::prim::Elementwise::Select, x)) if x[2] == c.inside);
+    let moves = |c: &Carry| made.values().any(|op| matches!(op, Op::Map(ir::prim::Elementwise::Sub, x) if x[0] == c.inside && x[1] == c.next));
+    p.body.iter().any(|s| matches!(s, Stmt::For(l) if l.carries.iter().any(|c| kept(c) && moves(c))))
+}
+
 /// `p` with the schedule's tiles.
 fn retile(p: &Program, rows: Option<AxisId>, s: &Schedule) -> Program {
     let mut p = p.clone();
@@ -433,7 +443,7 @@ impl Plan {
         }
         let mut plan = Plan {
             schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
-            inits: BTreeMap::new(), staged: BTreeMap::new(), vectors: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
+            inits: BTreeMap::new(), staged: BTreeMap::new(), lazy: lazy(&p), vectors: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
             body: vec![], shared: [0; 3], exchange: 0, ring: None, multiples: BTreeSet::new(), p,
         };
         plan.uses();

@@ -40,6 +40,9 @@ pub struct Laws<'a> {
     definitions: Vec<Option<usize>>,
     /// The running statistics, `true` for maxima.
     pub running: HashMap<Var, bool>,
+    /// The statistics are complete: what is asked is whether a value depends on which maximum they were shifted by. Then a sum without any term is
+    /// as it is with any of them, and signs, quotients and logarithms of scales are known.
+    pub complete: bool,
     /// Values that are read, not computed.
     stop: &'a dyn Fn(Var) -> bool,
     known: HashMap<Var, Law>,
@@ -68,7 +71,7 @@ fn times(p: &Powers, by: Option<i32>) -> Law {
 impl<'a> Laws<'a> {
     /// No statistic yet.
     pub fn new(f: &'a Function, stop: &'a dyn Fn(Var) -> bool) -> Laws<'a> {
-        Laws { f, definitions: f.definitions(), running: HashMap::new(), stop, known: HashMap::new() }
+        Laws { f, definitions: f.definitions(), running: HashMap::new(), complete: false, stop, known: HashMap::new() }
     }
     /// Adds a running statistic.
     pub fn run(&mut self, v: Var, is_max: bool) {
@@ -80,7 +83,10 @@ impl<'a> Laws<'a> {
         if let Some(l) = self.known.get(&v) {
             return l.clone();
         }
-        let l = self.derive(v);
+        let l = match self.derive(v) {
+            Law::Scale(p) | Law::Shift(p) if self.complete && p.is_empty() => Law::Invariant,
+            l => l,
+        };
         self.known.insert(v, l.clone());
         l
     }
@@ -90,6 +96,12 @@ impl<'a> Laws<'a> {
             Some(Prim::Constant(c)) if c.value.fract() == 0.0 && c.value.abs() <= 64.0 => Some(c.value as i32),
             _ => None,
         }
+    }
+    /// `x`, if `v` is `x > 0`.
+    fn positive(&self, v: Var) -> Option<Var> {
+        let e = self.definitions[v.index()].map(|i| &self.f.eqns[i]).filter(|e| e.op == Prim::Elementwise(Elementwise::Gt))?;
+        let zero = self.definitions[e.args[1].index()].is_some_and(|i| matches!(&self.f.eqns[i].op, Prim::Constant(c) if c.value == 0.0));
+        zero.then_some(e.args[0])
     }
     fn derive(&mut self, v: Var) -> Law {
         match self.running.get(&v) {
@@ -114,6 +126,15 @@ impl<'a> Laws<'a> {
         if let Prim::Reduce(_, over) | Prim::Contract(over) = &op {
             if laws.iter().any(|l| matches!(l, Scale(p) if spread(self.f, p, over))) {
                 return opaque;
+            }
+        }
+        if self.complete {
+            match (&op, laws.as_slice()) {
+                (Prim::Elementwise(Gt | Ge | Lt | Le | Eq | Ne), [Scale(_), Zero]) => return Invariant,
+                // `select(l > 0, l, 1)`: where l has no term, no maximum was seen either.
+                (Prim::Elementwise(Select), [Invariant, l @ Scale(_), Invariant]) if self.positive(args[0]) == Some(args[1]) => return l.clone(),
+                (Prim::Elementwise(Log), [Scale(p)]) => return Shift(p.clone()),
+                _ => {}
             }
         }
         match (&op, laws.as_slice()) {

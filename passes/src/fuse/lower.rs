@@ -1,7 +1,7 @@
 //! A decided kernel to a block program.
 
 use super::center::Center;
-use super::law::Powers;
+use super::law::{Law, Laws, Powers};
 use super::mask::{Inequality, inequalities};
 use super::partition::{Kernel, Partition};
 use super::view::Strides;
@@ -46,11 +46,15 @@ struct Lower<'a> {
     /// Carried values before the tile, in the loop being written.
     before: HashMap<Var, ValueId>,
     corrections: HashMap<Powers, ValueId>,
+    /// Whether maxima may stay behind (`Options::slack`), and where those of the loop being written moved.
+    lazy: bool,
+    moved: BTreeMap<Var, ValueId>,
     /// Sums of products that share an accumulator, by the value that adds them up; and what they absorb.
     merged: BTreeSet<Var>,
     absorbed: BTreeSet<Var>,
-    /// Accumulators of the pass being written that are centred.
+    /// Accumulators of the pass being written that are centred, and their centres where these are carried: before the tile, then behind it.
     centers: BTreeMap<Var, Center>,
+    kept: BTreeMap<Var, ValueId>,
 }
 
 /// Carried sums of products for which an instance has all its rows: accumulators of 128 rows leave four of them two panels of half a megabyte.
@@ -151,9 +155,11 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         outside: vec![], inside: None,
         known: HashMap::new(), known_inside: HashMap::new(), constants: HashMap::new(),
         pass: 0, before: HashMap::new(), corrections: HashMap::new(),
-        merged: BTreeSet::new(), absorbed: BTreeSet::new(), centers: BTreeMap::new(),
+        lazy: false, moved: BTreeMap::new(),
+        merged: BTreeSet::new(), absorbed: BTreeSet::new(), centers: BTreeMap::new(), kept: BTreeMap::new(),
     };
     l.merge();
+    l.lazy = o.slack > 0.0 && l.indifferent();
     l.run()?;
     let mut program = l.program;
     program.body = l.outside;
@@ -553,6 +559,17 @@ impl<'a> Lower<'a> {
         Ok(())
     }
 
+    /// Whether no result depends on which number the running maxima stand for.
+    fn indifferent(&self) -> bool {
+        let read = |v: Var| self.p.read(v).is_some();
+        let mut laws = Laws::new(self.p.f, &read);
+        laws.complete = true;
+        for (v, _) in self.k.stats.iter().filter(|(_, s)| s.kind == ReduceKind::Max) {
+            laws.run(*v, true);
+        }
+        !laws.running.is_empty() && self.k.stores.iter().all(|s| matches!(laws.of(s.1), Law::Invariant | Law::Zero))
+    }
+
     /// One loop over x that carries `of`, and stores `along` it.
     fn pass(&mut self, pass: usize, of: &[Var], along: &[&(usize, Var, Strides)]) -> Result<(), Error> {
         let k = self.k;
@@ -572,10 +589,31 @@ impl<'a> Lower<'a> {
         }
         self.inside = Some(vec![]);
         self.centers = if self.p.options.center { self.find_centers(of) } else { BTreeMap::new() };
+        // Centres that move only where a maximum does are carried.
+        let mut kept = BTreeMap::new();
+        if self.lazy {
+            for (v, center) in &self.centers.clone() {
+                // One that no maximum of this loop moves has nothing to wait for.
+                let powers = self.leaves(*v).and_then(|l| self.k.stats.get(&l[0])).or_else(|| self.k.stats.get(v)).map(|s| s.powers.clone()).unwrap_or_default();
+                if powers.is_empty() || !powers.keys().all(|m| of.contains(m)) {
+                    continue;
+                }
+                let axes = self.tile_axes(self.ty(center.row).axes.iter().map(|a| &a.name));
+                let init = self.push(Op::Const(0.0), c, axes.clone(), None, false);
+                let (inside, after) = (self.fresh(c, axes.clone(), Some("c".into())), self.fresh(c, axes, Some("c".into())));
+                kept.insert(*v, carries.len());
+                carries.push(Carry { init, inside, next: inside, after });
+                self.kept.insert(*v, inside);
+            }
+        }
         let within = self.within(of)?;
         for (v, c) in of.iter().zip(&mut carries) {
             c.next = self.value(*v)?;
         }
+        for (v, i) in &kept {
+            carries[*i].next = self.kept.remove(v).ok_or_else(|| self.bug("a centre that no tile has"))?;
+        }
+        self.moved.clear();
         for (t, v, s) in along {
             self.store(*t, *v, s, true)?;
         }
@@ -586,11 +624,15 @@ impl<'a> Lower<'a> {
         for (v, c) in of.iter().zip(&carries) {
             self.known.insert(*v, c.after);
         }
+        let ends: BTreeMap<Var, ValueId> = kept.iter().map(|(v, i)| (*v, carries[*i].after)).collect();
         self.outside.push(Stmt::For(Loop { axis: x, within, carries, body }));
         // Centred accumulators are what they say again: T + c·s·S.
         for (v, c) in std::mem::take(&mut self.centers) {
             let terms = self.terms(v).map(|t| t.1).unwrap_or_default();
-            let center = self.quotient(self.known[&c.row], self.known[&c.sum], false);
+            let center = match ends.get(&v) {
+                Some(c) => *c,
+                None => self.quotient(self.known[&c.row], self.known[&c.sum], false),
+            };
             let mut total = self.known[&v];
             for (i, slope) in &c.slopes {
                 let shift = self.scaled(center, terms[*i].negative, terms[*i].scale, false)?;
@@ -868,9 +910,19 @@ impl<'a> Lower<'a> {
             let mut init: Vec<Vec<ValueId>> = vec![std::iter::once(old).chain(correction).collect()];
             let Some(c) = self.centers.get(&v).cloned() else { return self.dot(init, &sum, &terms, axes, None, true) };
             // The centre before and after the tile, and the shift between them.
-            let before = self.quotient(self.before[&c.row], self.before[&c.sum], true);
+            let kept = self.kept.get(&v).copied();
+            let before = match kept {
+                Some(k) => k,
+                None => self.quotient(self.before[&c.row], self.before[&c.sum], true),
+            };
             let (row, total) = (self.value(c.row)?, self.value(c.sum)?);
-            let after = self.quotient(row, total, true);
+            let mut after = self.quotient(row, total, true);
+            if let Some(k) = kept {
+                let moved: Vec<ValueId> = stat.powers.keys().filter_map(|m| self.moved.get(m)).copied().collect();
+                let any = moved[1..].iter().fold(moved[0], |a, b| self.map(Elementwise::Or, &[a, *b], true));
+                after = self.map(Elementwise::Select, &[any, after, k], true);
+                self.kept.insert(v, after);
+            }
             self.program.values[after.index()].name = Some("c".into());
             let mut shift = self.map(Elementwise::Sub, &[before, after], true);
             if let Some(k) = correction {
@@ -922,7 +974,14 @@ impl<'a> Lower<'a> {
         };
         let tile = self.reduce(stat.kind, body, &over, true);
         if stat.kind == ReduceKind::Max {
-            return Ok(self.map(Elementwise::Max, &[old, tile], true));
+            if !self.lazy {
+                return Ok(self.map(Elementwise::Max, &[old, tile], true));
+            }
+            let slack = self.number(self.p.options.slack);
+            let least = self.map(Elementwise::Add, &[old, slack], true);
+            let moved = self.map(Elementwise::Gt, &[tile, least], true);
+            self.moved.insert(v, moved);
+            return Ok(self.map(Elementwise::Select, &[moved, tile, old], true));
         }
         let scaled = match correction {
             Some(c) => self.map(Elementwise::Mul, &[old, c], true),

@@ -46,6 +46,9 @@ pub struct Options {
     pub scratch: bool,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
+    /// By how much a running maximum may stay below the maximum before it moves, where no result depends on which one it is; 0: it never does.
+    /// Sums then hold terms of up to exp(slack), and accumulators are corrected only where it moves (`docs/streaming.md`).
+    pub slack: f64,
     /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
     pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
@@ -53,7 +56,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, fits: None }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, slack: 0.0, fits: None }
     }
 }
 
