@@ -134,6 +134,8 @@ pub struct Staged {
 pub struct Vector {
     /// What is loaded; a step along the streamed axis is one element.
     pub view: View,
+    /// The streamed axis.
+    pub along: AxisId,
     /// Bytes of an element.
     pub elem: usize,
     /// First byte within its stage.
@@ -607,7 +609,7 @@ impl Plan {
             }
             if self.schedule.warpgroups && size > 0 {
                 for (v, view, elem) in self.columns(l) {
-                    self.vectors.insert(v, Vector { view, elem, at: size });
+                    self.vectors.insert(v, Vector { view, along: l.axis, elem, at: size });
                     size += (elem * self.p.axis(l.axis).extent()).next_multiple_of(PANEL);
                 }
                 // Tiles of the next stage begin where their swizzle does.
@@ -644,10 +646,20 @@ impl Plan {
                 && view.stride(l.axis).is_some_and(Dim::is_one)
                 && matches!(self.p.buffers[view.buffer.index()].dtype, DType::F32 | DType::BF16 | DType::F16)
             {
-                out.push((*v, view.clone(), self.p.buffers[view.buffer.index()].dtype.bytes()));
+                let elem = self.p.buffers[view.buffer.index()].dtype.bytes();
+                // A copy begins at a multiple of 16 bytes, or the chip stops (seen on an H100).
+                if self.unaligned(view, l.axis, elem).iter().all(|d| self.schedule.aligned && d.as_fixed().is_none()) {
+                    out.push((*v, view.clone(), elem));
+                }
             }
         }
         out
+    }
+
+    /// The view's offset and strides, but that of the axis `inner`, that are not known to be multiples of 16 bytes.
+    pub fn unaligned<'a>(&self, view: &'a View, inner: AxisId, elem: usize) -> Vec<&'a Dim> {
+        let outer = view.strides.iter().filter(|(a, _)| *a != inner).map(|(_, d)| d).chain([&view.offset]);
+        outer.filter(|d| self.divisor(d) % (16 / elem as i64) != 0).collect()
     }
 
     /// Statements in order, with matrix products over the same axes together where nothing between them forbids it: a product

@@ -116,6 +116,21 @@ fn by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings) -> Result<Opt
     Ok(schedules_by_warpgroups(p, target, dims)?.into_iter().next().map(|s| s.0))
 }
 
+/// The plan that takes strides for multiples of 16 bytes if they are at these sizes, else the one that does not, if there is one.
+fn at_sizes(roles: &Roles, target: &GpuTarget, s: &mut Schedule, dims: &Bindings) -> Option<Plan> {
+    if !dims.is_empty() {
+        s.aligned = true;
+        if let Ok(plan) = Plan::of(roles, target, s)
+            && !plan.multiples.is_empty()
+            && plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0))
+        {
+            return Some(plan);
+        }
+        s.aligned = false;
+    }
+    Plan::of(roles, target, s).ok()
+}
+
 /// Every schedule by warpgroups that fits where `dims` are known, with the model's cost, the cheapest first; none on other targets than sm_90a.
 ///
 /// # Errors
@@ -137,16 +152,7 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         continue;
                     }
                     let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
-                    let plan = match Plan::of(&roles, target, &s) {
-                        Ok(plan) => plan,
-                        Err(_) => {
-                            s.aligned = true;
-                            match Plan::of(&roles, target, &s) {
-                                Ok(plan) if plan.multiples.iter().all(|(d, by)| d.eval(dims).is_ok_and(|n| n % by == 0)) => plan,
-                                _ => continue,
-                            }
-                        }
-                    };
+                    let Some(plan) = at_sizes(&roles, target, &mut s, dims) else { continue };
                     // The assembler counts one instruction's registers by what a thread has before warpgroups exchange them.
                     if widest(&plan) / 2 + BESIDE > REGISTER_FILE / (128 * (groups + 1)) {
                         continue;

@@ -35,12 +35,23 @@ struct Term {
 /// A sum of products: per product its factors above and below, sorted, and how often it is added.
 type Sum = BTreeMap<(Vec<Var>, Vec<Var>), i64>;
 
-/// `f` with its sums gathered, those of products only where `products`; none if there is nothing to gather.
+/// Which sums are gathered beside those that are known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gathered {
+    /// No others.
+    Known,
+    /// Those of products, but where scores would be made again for a coefficient.
+    Ready,
+    /// All of products.
+    All,
+}
+
+/// `f` with its sums gathered; none if there is nothing to gather.
 ///
 /// # Errors
 /// A bug: equations that do not fit any more.
-pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
-    let mut g = Gather { f, definitions: f.definitions(), users: f.uses(), ports: super::view::port_types(f), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
+pub fn gather(f: &Function, which: Gathered) -> Result<Option<Function>, Error> {
+    let mut g = Gather { f, which, definitions: f.definitions(), users: f.uses(), ports: super::view::port_types(f), b: Builder::new(f.name.clone()), at: HashMap::new(), commuted: BTreeMap::new(), sums: vec![] };
     for p in &f.params {
         let v = g.b.param(p.name.clone(), f.ty(p.var).clone());
         g.at.insert(p.var, v);
@@ -55,7 +66,7 @@ pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
     let mut any = false;
     for e in &f.eqns {
         let gathered = match g.known(e)? {
-            None if products => g.gathered(e)?,
+            None if which != Gathered::Known => g.gathered(e)?,
             known => known,
         };
         any |= gathered.is_some();
@@ -71,6 +82,7 @@ pub fn gather(f: &Function, products: bool) -> Result<Option<Function>, Error> {
 
 struct Gather<'a> {
     f: &'a Function,
+    which: Gathered,
     definitions: Vec<Option<usize>>,
     users: Vec<usize>,
     /// Types of parameters and results.
@@ -281,11 +293,12 @@ impl Gather<'_> {
             bodies.push(rest);
         }
         // A coefficient that waits for a sum over the same axis costs another pass over it, in which products that are nowhere in memory (scores)
-        // are made again.
+        // are made again, unless that pass is there anyway.
         let waits = |e: &Eqn| matches!(&e.op, Prim::Reduce(_, over) | Prim::Contract(over) if over.iter().any(|n| terms[0].over.contains(n)));
         let scores = |e: &Eqn| matches!(e.op, Prim::Contract(_)) && terms[0].over.iter().any(|n| self.f.ty(e.out).has(n)) && !self.ports.iter().any(|t| t.covers(self.f.ty(e.out)));
         let coefficients = || terms.iter().flat_map(|t| t.c.above.iter().chain(&t.c.below));
-        if sides.iter().any(|(with, u)| self.behind(*u, &scores) || self.behind(*with, &scores)) && coefficients().any(|c| self.behind(*c, &waits)) {
+        let again = || sides.iter().any(|(with, u)| self.behind(*u, &scores) || self.behind(*with, &scores));
+        if self.which == Gathered::Ready && again() && coefficients().any(|c| self.behind(*c, &waits)) {
             return Ok(None);
         }
         // What all coefficients have stays outside, and what all bodies have is their factor.

@@ -4,6 +4,7 @@
 //! Reductions over x are carried; reductions of values along x (scores) are inside the loop, over axes of known size. Where this
 //! does not fit, a value is cut out: stored by a kernel of its own, and read. What was cut, and why, is said.
 
+use super::gather::Gathered;
 use super::law::{Law, Laws, Powers, spread};
 use super::lower;
 use super::view;
@@ -91,8 +92,8 @@ pub fn fuse(f: &Function, options: &Options) -> Result<Fused, Error> {
     }
     let mut fused = fuse_as(f, options)?;
     if options.scratch && fused.programs.len() > 1 {
-        for products in [false, true] {
-            if let Some(gathered) = super::gather::gather(f, products)? {
+        for which in [Gathered::Known, Gathered::Ready, Gathered::All] {
+            if let Some(gathered) = super::gather::gather(f, which)? {
                 let other = fuse_as(&gathered, options)?;
                 if other.work(f, options) < fused.work(f, options) {
                     fused = other;

@@ -81,8 +81,7 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, Str
             return Err(format!("`{name}` is the same along an axis of its tile"));
         }
         let whole = 16 / s.tile.elem as i64;
-        let outer = s.view.strides.iter().filter(|(a, _)| *a != s.axes[1]).map(|(_, d)| d).chain([&s.view.offset]);
-        let unknown: Vec<&Dim> = outer.into_iter().filter(|d| plan.divisor(d) % whole != 0).collect();
+        let unknown = plan.unaligned(&s.view, s.axes[1], s.tile.elem);
         if plan.schedule.aligned && unknown.iter().all(|d| d.as_fixed().is_none()) {
             multiples.extend(unknown.into_iter().map(|d| (d.clone(), whole)));
         } else if let Some(d) = unknown.first() {
@@ -91,6 +90,9 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, Str
         if s.view.strides.len() > 5 || s.tile.rows > 256 {
             return Err(format!("`{name}` has {} axes and tiles of {} rows; bulk copies have at most 5 and 256", s.view.strides.len(), s.tile.rows));
         }
+    }
+    for x in plan.vectors.values() {
+        multiples.extend(plan.unaligned(&x.view, x.along, x.elem).into_iter().map(|d| (d.clone(), 16 / x.elem as i64)));
     }
     let loops: Vec<&Stream> = plan.body.iter().filter_map(|s| if let Step::For(l) = s { Some(l) } else { None }).collect();
     if loops.iter().filter(|l| !l.staged.is_empty()).count() != 1 {

@@ -68,7 +68,7 @@ impl Block<'_> {
                 let (to, maps, barriers) = (self.addresses(w, to, mask)?, self.addresses(w, map, mask)?, self.addresses(w, barrier, mask)?);
                 for l in (0..32).filter(|l| mask >> l & 1 != 0) {
                     let c = self.coordinates(w, coordinates, l)?;
-                    let r = self.issue_load(w.index, dims, (to_memory, to[l]), maps[l], (barrier_memory, barriers[l]));
+                    let r = self.issue_load(w.index, dims, c[0], (to_memory, to[l]), maps[l], (barrier_memory, barriers[l]));
                     let (map, to, barrier) = at(r, l as u32, || self.describe(to_memory, to[l]))?;
                     self.bulk.push_back(Bulk { warp: w.index, lane: l as u32, line, map, coordinates: c, to, barrier });
                 }
@@ -120,11 +120,15 @@ impl Block<'_> {
         Ok(c)
     }
 
-    fn issue_load(&mut self, warp: usize, dims: u8, to: (Memory, u64), map: u64, barrier: (Memory, u64)) -> Result<(u32, u32, u32), Problem> {
+    fn issue_load(&mut self, warp: usize, dims: u8, inner: i32, to: (Memory, u64), map: u64, barrier: (Memory, u64)) -> Result<(u32, u32, u32), Problem> {
         let at = self.map_at(map)?;
         let m = &self.launch.maps[&at].0;
         if m.sizes.len() != dims as usize {
             return problem(FaultKind::Undefined, format!("the tensor map has {} axes, the instruction {dims}", m.sizes.len()));
+        }
+        // No rule of the ISA's text: an H100 says "illegal instruction" to a load that begins elsewhere.
+        if i64::from(inner) * i64::from(m.element) % 16 != 0 {
+            return problem(FaultKind::Misaligned, format!("a tile begins at element {inner} of the innermost axis, {} bytes from its start: no multiple of 16", i64::from(inner) * i64::from(m.element)));
         }
         let bytes = m.tile_bytes();
         let start = self.shared_at(to.0, to.1, 128, bytes)?;
