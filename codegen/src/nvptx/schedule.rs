@@ -7,7 +7,7 @@ use crate::target::GpuTarget;
 use ir::dim::Bindings;
 use ir::tile::{AxisId, Op, Program, Role, ValueId};
 use ir::types::DType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a program runs on a GPU.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -164,7 +164,7 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         // Two accumulators, whose scores are read again for the second: elsewhere the estimate is too low (seen).
                         s.rounded = p.operands == DType::BF16 && across == 1;
                         match Plan::of(&roles, target, &s) {
-                            Ok(plan) if s.rounded && accumulators(&plan) == 2 && !loads_in_loop(&plan) && registers(&plan) <= most => plan,
+                            Ok(plan) if s.rounded && accumulators(&plan) == 2 && loads_in_loop(&plan) == 0 && registers(&plan) <= most => plan,
                             _ => continue,
                         }
                     };
@@ -429,10 +429,11 @@ fn beside(plan: &Plan) -> usize {
     slots.map_or(0, |n| 2 + n.saturating_sub(32))
 }
 
-/// Whether a loop loads to registers.
-fn loads_in_loop(plan: &Plan) -> bool {
-    let load = |s: &Step| matches!(s, Step::Let(v, Op::Load(_)) if !plan.staged.contains_key(v) && !plan.vectors.contains_key(v));
-    plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(load)))
+/// Kinds of loads to registers in loops, by the axes of what is loaded: each has addresses of its own.
+fn loads_in_loop(plan: &Plan) -> usize {
+    let load = |s: &Step| if let Step::Let(v, Op::Load(_)) = s { (!plan.staged.contains_key(v) && !plan.vectors.contains_key(v)).then(|| plan.rank(*v)) } else { None };
+    let of = |s: &Step| if let Step::For(l) = s { l.body.iter().filter_map(load).map(|r| (r.rows, r.col)).collect() } else { BTreeSet::new() };
+    plan.body.iter().flat_map(of).collect::<BTreeSet<_>>().len()
 }
 
 /// About how many registers a thread needs: the most that is alive at once in a loop (left operands of products packed where they are
@@ -511,7 +512,7 @@ pub fn registers(plan: &Plan) -> usize {
     let others = match &plan.ring {
         None => 44 + masked(plan),
         Some(ring) => {
-            12 + 6 * usize::from(plan.schedule.rounded) + 12 * usize::from(loads_in_loop(plan)) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan)
+            12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan)
         }
     };
     let mut most = 0;
