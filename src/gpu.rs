@@ -39,7 +39,8 @@ enum What {
         /// Only cases with this in their name; `A|B`: those with A, then those with B
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
-        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `r` for operands read again as rounded: `2x96x2,3x64x2r`
+        /// Schedules by warpgroups beside the default: warpgroups, streamed tile, stages; then `r` for operands read again as rounded, `t` for turns, `l` for products that lag, `p2`
+        /// for polynomials in 2 of 16 columns: `2x96x2,3x64x2r,2x128x2tlp2`
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
@@ -53,10 +54,12 @@ pub fn run(a: &Args) -> Result<(), String> {
     let What::Pack { output, target, only, ptxas, schedules } = &a.command;
     let mut list = vec![];
     for one in schedules.split(',').filter(|s| !s.is_empty()) {
-        let (one, rounded) = one.strip_suffix('r').map_or((one, false), |o| (o, true));
-        let numbers = one.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
+        let (tiles, flags) = one.split_at(one.find(|c: char| c.is_ascii_lowercase() && c != 'x').unwrap_or(one.len()));
+        let numbers = tiles.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
-        list.push(Schedule { rounded, ..Schedule::warpgroups(groups, 128, stream, stages) });
+        let polynomial = flags.split_once('p').map_or(Ok(0), |(_, n)| n.parse()).map_err(|e| format!("--schedules: {one}: {e}"))?;
+        let has = |c| flags.contains(c);
+        list.push(Schedule { rounded: has('r'), turns: has('t'), lag: has('l'), polynomial, ..Schedule::warpgroups(groups, 128, stream, stages) });
     }
     pack(output, target, only, ptxas.as_deref(), &list)
 }
@@ -148,6 +151,7 @@ fn plans() -> Vec<Plan> {
             let sizes = format!("B={b},H={h},I={n},J={n},D={d}");
             let pairs = (b * h * d) as f64 * (n * n) as f64;
             time("plain", "attention", "", "", sizes.clone(), 4.0 * pairs);
+            time("variants", "causal", "", "", format!("{sizes},E={d}"), half(b, h, n, d) / 3.0);
             time("plain", "attention", qkv, "", sizes.clone(), 12.0 * pairs);
             if n >= 8192 {
                 time("plain", "attention", "q", "", sizes.clone(), 8.0 * pairs);
@@ -186,10 +190,14 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
         // Beside warpgroups, products of warps, in the same run.
         if target.name == "sm_90a" && (p.flops.is_some() || p.program == "exact") {
             forms.push(Plan { form: Form::Warps, ..p.clone() });
-            // One length tells which is best; kernels do not depend on it.
-            if p.flops.is_some() && p.dims.contains("I=8192") && p.vjp.is_empty() {
+            // Two lengths tell which is best; kernels do not depend on it.
+            if p.flops.is_some() && (p.dims.contains("I=8192") || p.dims.contains("I=2048")) && p.vjp.is_empty() {
                 forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
             }
+        }
+        // What is timed is checked.
+        if target.name == "sm_90a" && p.flops.is_none() && p.vjp.is_empty() && p.dtype == DType::BF16 && ["plain", "variants"].contains(&p.program) {
+            forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
         }
     }
     let named: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).collect();
@@ -272,7 +280,11 @@ fn title(p: &Plan) -> String {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
         Form::Tf32 => " in tf32".into(),
-        Form::Exact(s) => format!(" by {} x {} x {}{}", s.rows / 64, s.stream, s.stages, if s.rounded { " rounded" } else { "" }),
+        Form::Exact(s) => {
+            let flags: String = [(s.rounded, " rounded"), (s.turns, " turns"), (s.lag, " lag")].iter().filter(|f| f.0).map(|f| f.1).collect();
+            let polynomial = if s.polynomial > 0 { format!(" polynomial {}", s.polynomial) } else { String::new() };
+            format!(" by {} x {} x {}{flags}{polynomial}", s.rows / 64, s.stream, s.stages)
+        }
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }

@@ -28,6 +28,9 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "blocks" => s.blocks = n(v)?,
             "aligned" => s.aligned = n(v)? != 0,
             "rounded" => s.rounded = n(v)? != 0,
+            "turns" => s.turns = n(v)? != 0,
+            "lag" => s.lag = n(v)? != 0,
+            "polynomial" => s.polynomial = n(v)?,
             "warpgroups" => {
                 s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
                 warps = s.fragment.warps;

@@ -10,6 +10,7 @@ mod copy;
 mod dot;
 mod each;
 mod emit;
+mod exponential;
 mod factor;
 pub mod layout;
 mod map;

@@ -34,6 +34,15 @@ pub struct Schedule {
     /// Products of f32 matrices on tensor cores, operands rounded to tf32. By warps.
     #[serde(default)]
     pub tf32: bool,
+    /// Warpgroups multiply in turn: while one issues its products, those before it are at what needs no matrix units. By warpgroups.
+    #[serde(default)]
+    pub turns: bool,
+    /// A tile's last products, which only accumulators wait for, are issued behind the next tile's first: one warpgroup alone then has products beside its elementwise work. By warpgroups.
+    #[serde(default)]
+    pub lag: bool,
+    /// Of 16 columns so many have their exponentials by polynomials, where these are of what lies below a maximum: for where special functions bind. By warpgroups.
+    #[serde(default)]
+    pub polynomial: usize,
 }
 
 impl Schedule {
@@ -44,7 +53,7 @@ impl Schedule {
     }
     /// As many rows as the fragment has, and nothing that has to be asked for.
     fn of(fragment: Fragment, cols: usize, stream: usize, stages: usize) -> Schedule {
-        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false }
+        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false, turns: false, lag: false, polynomial: 0 }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -429,6 +438,16 @@ fn beside(plan: &Plan) -> usize {
     slots.map_or(0, |n| 2 + n.saturating_sub(32))
 }
 
+/// Words of left operands that are there a tile longer than they are made in.
+fn lagging(plan: &Plan) -> usize {
+    let size = |v: &ValueId| {
+        let (r, c) = plan.shape(plan.rank(*v));
+        r * c / 2
+    };
+    let of = |l: &Stream| super::warpgroup::late(l).map_or(0, |x| x.parts.iter().flat_map(|p| &p.terms).map(|t| size(&t.0)).sum());
+    plan.body.iter().map(|s| if let Step::For(l) = s { of(l) } else { 0 }).max().unwrap_or(0)
+}
+
 /// Kinds of loads to registers in loops, by the axes of what is loaded: each has addresses of its own.
 fn loads_in_loop(plan: &Plan) -> usize {
     let load = |s: &Step| if let Step::Let(v, Op::Load(_)) = s { (!plan.staged.contains_key(v) && !plan.vectors.contains_key(v)).then(|| plan.rank(*v)) } else { None };
@@ -512,7 +531,7 @@ pub fn registers(plan: &Plan) -> usize {
     let others = match &plan.ring {
         None => 44 + masked(plan),
         Some(ring) => {
-            12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan)
+            12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan) + lagging(plan)
         }
     };
     let mut most = 0;
