@@ -124,6 +124,8 @@ impl Emit<'_> {
         if plan.schedule.turns {
             self.begin_turn();
         }
+        // Behind the loop nothing of the last tile's late operands is known to be there.
+        self.flight.arrived.clear();
         self.catch_up(late, &base, &last)?;
         if plan.schedule.turns {
             self.end_turns()?;
