@@ -12,7 +12,7 @@ use ir::tile::cost::cost;
 use ir::types::DType;
 use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
-use passes::fuse::Options;
+use passes::fuse::{Options, SLACK};
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,9 +49,6 @@ enum What {
         ptxas: Option<PathBuf>,
     },
 }
-
-/// 2⁸ for terms that are 1 at most where maxima do not stay behind.
-const SLACK: f64 = 5.5;
 
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {

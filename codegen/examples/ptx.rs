@@ -138,9 +138,10 @@ fn run() -> Result<()> {
     let f = if jvp.is_empty() { f.clone() } else { passes::ad::jvp(f, &jvp).map_err(|e| e.to_string())? };
     let f = if vjp.is_empty() { f } else { passes::ad::vjp(&f, &vjp).map_err(|e| e.to_string())? };
     let sizes = dims.clone();
-    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, slack, ..Default::default() };
+    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, slack, behind: Some(nvptx::maxima_behind), ..Default::default() };
     let n = passes::simplify::simplify_for(&f, &options).map_err(|e| e.to_string())?.0;
     let fused = passes::fuse::fuse(&n, &options).map_err(|e| e.to_string())?;
+    fused.notes.iter().for_each(|n| println!("{n}"));
     if targets.is_empty() {
         targets.push("sm_90a".into());
     }
