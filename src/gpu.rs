@@ -12,6 +12,7 @@ use ir::tile::cost::cost;
 use ir::types::DType;
 use pushforward::input::{Domain, Transform, dims, domain, names};
 use pushforward::machine;
+use passes::fuse::{Options, SLACK};
 use runtime::pack::{Case, Drawn, Expected, From, Generation, Input, Kernel, Pack};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +40,8 @@ enum What {
         /// Only cases with this in their name; `A|B`: those with A, then those with B
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
-        /// Schedules by warpgroups to time beside the default: warpgroups, streamed tile, stages, `r` for operands read again as rounded: `2x96x2,3x64x2r`
+        /// Schedules by warpgroups beside the default: warpgroups, streamed tile, stages; then `r` for operands read again as rounded, `t` for turns, `l` for products that lag, `s`
+        /// for maxima that stay behind, `p2` for polynomials in 2 of 16 columns: `2x96x2,3x64x2r,2x128x2tlp2`
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
@@ -53,10 +55,13 @@ pub fn run(a: &Args) -> Result<(), String> {
     let What::Pack { output, target, only, ptxas, schedules } = &a.command;
     let mut list = vec![];
     for one in schedules.split(',').filter(|s| !s.is_empty()) {
-        let (one, rounded) = one.strip_suffix('r').map_or((one, false), |o| (o, true));
-        let numbers = one.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
+        let (tiles, flags) = one.split_at(one.find(|c: char| c.is_ascii_lowercase() && c != 'x').unwrap_or(one.len()));
+        let numbers = tiles.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
-        list.push(Schedule { rounded, ..Schedule::warpgroups(groups, 128, stream, stages) });
+        let polynomial = flags.split_once('p').map_or(Ok(0), |(_, n)| n.parse()).map_err(|e| format!("--schedules: {one}: {e}"))?;
+        let has = |c| flags.contains(c);
+        let schedule = Schedule { rounded: has('r'), turns: has('t'), lag: has('l'), polynomial, ..Schedule::warpgroups(groups, 128, stream, stages) };
+        list.push((schedule, if has('s') { SLACK } else { 0.0 }));
     }
     pack(output, target, only, ptxas.as_deref(), &list)
 }
@@ -94,8 +99,8 @@ enum Form {
     Warps,
     /// Products of f32 matrices in tf32.
     Tf32,
-    /// This one.
-    Exact(Schedule),
+    /// This one, of maxima that may stay so far behind.
+    Exact(Schedule, f64),
 }
 
 /// Everything that is checked (small, odd sizes) and timed (large ones).
@@ -125,6 +130,14 @@ fn plans() -> Vec<Plan> {
         }
         check("variants", "grouped", qkv, "", dtype, "B=1,H=4,G=2,I=70,J=130,D=64,E=64");
     }
+    // Loops that go through their stages several times.
+    for d in [64, 128] {
+        for f in ["", qkv, "q"] {
+            check("plain", "attention", f, "", BF16, &format!("B=1,H=2,I=200,J=1100,D={d}"));
+        }
+        check("variants", "causal", "", "", BF16, &format!("B=1,H=1,I=900,J=900,D={d},E={d}"));
+        check("variants", "causal", qkv, "", BF16, &format!("B=1,H=1,I=600,J=600,D={d},E={d}"));
+    }
     check("plain", "attention", qkv, "", F32, "B=1,H=2,I=50,J=77,D=64");
     for dtype in [BF16, F16, F32] {
         check("norm", "norm_modulate", "x,scale", "", dtype, "B=2,N=9,D=1536");
@@ -148,6 +161,7 @@ fn plans() -> Vec<Plan> {
             let sizes = format!("B={b},H={h},I={n},J={n},D={d}");
             let pairs = (b * h * d) as f64 * (n * n) as f64;
             time("plain", "attention", "", "", sizes.clone(), 4.0 * pairs);
+            time("variants", "causal", "", "", format!("{sizes},E={d}"), half(b, h, n, d) / 3.0);
             time("plain", "attention", qkv, "", sizes.clone(), 12.0 * pairs);
             if n >= 8192 {
                 time("plain", "attention", "q", "", sizes.clone(), 8.0 * pairs);
@@ -169,7 +183,7 @@ fn half(b: usize, h: usize, n: usize, d: usize) -> f64 {
     12.0 * (b * h * d) as f64 * (n * (n + 1) / 2) as f64
 }
 
-fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules: &[Schedule]) -> Result<(), String> {
+fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules: &[(Schedule, f64)]) -> Result<(), String> {
     let target = GpuTarget::named(target).map_err(|e| e.to_string())?;
     let assembler = match ptxas {
         Some(p) => Some(Assembler::at(p)?),
@@ -186,10 +200,14 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
         // Beside warpgroups, products of warps, in the same run.
         if target.name == "sm_90a" && (p.flops.is_some() || p.program == "exact") {
             forms.push(Plan { form: Form::Warps, ..p.clone() });
-            // One length tells which is best; kernels do not depend on it.
-            if p.flops.is_some() && p.dims.contains("I=8192") && p.vjp.is_empty() {
-                forms.extend(schedules.iter().map(|s| Plan { form: Form::Exact(s.clone()), ..p.clone() }));
+            // Two lengths tell which is best; kernels do not depend on it.
+            if p.flops.is_some() && (p.dims.contains("I=8192") || p.dims.contains("I=2048")) && p.vjp.is_empty() {
+                forms.extend(schedules.iter().map(|(s, slack)| Plan { form: Form::Exact(s.clone(), *slack), ..p.clone() }));
             }
+        }
+        // What is timed is checked.
+        if target.name == "sm_90a" && p.flops.is_none() && p.vjp.is_empty() && p.dtype == DType::BF16 && ["plain", "variants"].contains(&p.program) {
+            forms.extend(schedules.iter().map(|(s, slack)| Plan { form: Form::Exact(s.clone(), *slack), ..p.clone() }));
         }
     }
     let named: Vec<(String, Plan)> = forms.into_iter().map(|p| (title(&p), p)).collect();
@@ -272,7 +290,11 @@ fn title(p: &Plan) -> String {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
         Form::Tf32 => " in tf32".into(),
-        Form::Exact(s) => format!(" by {} x {} x {}{}", s.rows / 64, s.stream, s.stages, if s.rounded { " rounded" } else { "" }),
+        Form::Exact(s, slack) => {
+            let flags: String = [(s.rounded, " rounded"), (s.turns, " turns"), (s.lag, " lag"), (*slack > 0.0, " slack")].iter().filter(|f| f.0).map(|f| f.1).collect();
+            let polynomial = if s.polynomial > 0 { format!(" polynomial {}", s.polynomial) } else { String::new() };
+            format!(" by {} x {} x {}{flags}{polynomial}", s.rows / 64, s.stream, s.stages)
+        }
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }
@@ -286,7 +308,8 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !(dims.contains_key("I") && ["I", "J"].contains(&&***n))).map(|(n, k)| (n.clone(), *k)).collect();
-    let fused = machine::compile_by(&f, &machine::gpu(&known_sizes, plan.dtype))?;
+    let slack = if let Form::Exact(_, slack) = plan.form { slack } else { 0.0 };
+    let fused = machine::compile_by(&f, &Options { slack, ..machine::gpu(&known_sizes, plan.dtype) })?;
     let (mut kernels, mut compiled, mut bytes, mut exact) = (vec![], vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
     // Sizes of attention's sequences are no strides; others are known.
@@ -298,15 +321,15 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
         let s = match &plan.form {
             Form::Default | Form::Tf32 => s,
             Form::Warps => nvptx::default_by_warps(p, target).map_err(error)?,
-            Form::Exact(e) if s.warpgroups => e.clone(),
-            Form::Exact(_) => s,
+            Form::Exact(e, _) if s.warpgroups => e.clone(),
+            Form::Exact(..) => s,
         };
         let key = (p.to_string(), format!("{s:?}"));
         if !known.kernels.contains_key(&key) {
             let k = match nvptx::compile(p, target, &s) {
                 Ok(k) => k,
                 // One that does not fit is none to try.
-                Err(codegen::Error::Gpu(_)) if matches!(plan.form, Form::Exact(_)) => return Ok(None),
+                Err(codegen::Error::Gpu(_)) if matches!(plan.form, Form::Exact(..)) => return Ok(None),
                 Err(e) => return Err(e.to_string()),
             };
             let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
@@ -331,7 +354,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
             };
             known.files.insert(stem.clone(), cubin);
         }
-        if matches!(plan.form, Form::Exact(_)) && known.bad.contains(&stem) {
+        if matches!(plan.form, Form::Exact(..)) && known.bad.contains(&stem) {
             return Ok(None);
         }
         kernels.push(Kernel { ptx: format!("{stem}.ptx"), cubin: known.files[&stem].clone(), signature: k.signature.clone() });
@@ -367,7 +390,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
             Some((_, k)) => machine::in_sim(k, d, x),
             None => Err(ir::diagnostic::Error::new(format!("{} is not in the pack", p.name))),
         };
-        let same = if exact { Some(machine::sequence(&f, &machine::gpu(&known_sizes, plan.dtype))?.run(&tensors, &dims, &mut launch).map_err(|e| e.to_string())?) } else { None };
+        let same = if exact { Some(machine::sequence(&f, &Options { slack, ..machine::gpu(&known_sizes, plan.dtype) })?.run(&tensors, &dims, &mut launch).map_err(|e| e.to_string())?) } else { None };
         for (i, (r, t)) in f.results.iter().zip(ir::reference::evaluate(&f, &tensors, &dims).map_err(|e| e.to_string())?).enumerate() {
             let file = format!("{stem}.{}.want", r.name);
             write(&file, &t.convert(DType::F32).to_bytes())?;

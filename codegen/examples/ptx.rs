@@ -28,6 +28,9 @@ fn schedule(text: &str, base: Schedule) -> Result<Schedule> {
             "blocks" => s.blocks = n(v)?,
             "aligned" => s.aligned = n(v)? != 0,
             "rounded" => s.rounded = n(v)? != 0,
+            "turns" => s.turns = n(v)? != 0,
+            "lag" => s.lag = n(v)? != 0,
+            "polynomial" => s.polynomial = n(v)?,
             "warpgroups" => {
                 s = if n(v)? == 0 { Schedule::tensor(128, s.cols, s.stream, [8, 1], s.stages) } else { Schedule::warpgroups(n(v)?, s.cols, s.stream, s.stages) };
                 warps = s.fragment.warps;
@@ -135,9 +138,10 @@ fn run() -> Result<()> {
     let f = if jvp.is_empty() { f.clone() } else { passes::ad::jvp(f, &jvp).map_err(|e| e.to_string())? };
     let f = if vjp.is_empty() { f } else { passes::ad::vjp(&f, &vjp).map_err(|e| e.to_string())? };
     let sizes = dims.clone();
-    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, slack, ..Default::default() };
+    let options = passes::fuse::Options { dims, storage: dtype, operands: dtype, slack, behind: Some(nvptx::maxima_behind), ..Default::default() };
     let n = passes::simplify::simplify_for(&f, &options).map_err(|e| e.to_string())?.0;
     let fused = passes::fuse::fuse(&n, &options).map_err(|e| e.to_string())?;
+    fused.notes.iter().for_each(|n| println!("{n}"));
     if targets.is_empty() {
         targets.push("sm_90a".into());
     }

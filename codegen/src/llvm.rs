@@ -65,7 +65,7 @@ pub fn ptx(module: &melior::ir::Module, target: &GpuTarget, texts: bool) -> Resu
     llvm.set_triple(&triple);
     llvm.set_data_layout(&machine.get_target_data().get_data_layout());
     llvm.run_passes("default<O3>", &machine, PassBuilderOptions::create()).map_err(|e| Error::Llvm(e.to_string()))?;
-    only(&llvm, &["llvm.nvvm.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.maxnum.", "llvm.minnum.", "llvm.s", "llvm.u", "llvm.vector.", "llvm.abs.", "llvm.copysign.", "llvm.fsh", "llvm.bitreverse.", "llvm.assume"])?;
+    only(&llvm, &["llvm.nvvm.", "llvm.fma.", "llvm.sqrt.", "llvm.fabs.", "llvm.roundeven.", "llvm.maxnum.", "llvm.minnum.", "llvm.maximum.", "llvm.s", "llvm.u", "llvm.vector.", "llvm.abs.", "llvm.copysign.", "llvm.fsh", "llvm.bitreverse.", "llvm.assume"])?;
     let buffer = machine.write_to_memory_buffer(&llvm, FileType::Assembly).map_err(|e| Error::Llvm(e.to_string()))?;
     let ptx = String::from_utf8_lossy(buffer.as_slice()).trim_end_matches('\0').to_string();
     Ok(Ptx { ptx, llvm: texts.then(|| llvm.print_to_string().to_string()) })

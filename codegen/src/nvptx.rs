@@ -10,6 +10,7 @@ mod copy;
 mod dot;
 mod each;
 mod emit;
+mod exponential;
 mod factor;
 pub mod layout;
 mod map;
@@ -22,7 +23,7 @@ mod tf32;
 pub mod value;
 mod warpgroup;
 
-pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, schedules, schedules_by_warpgroups};
+pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, maxima_behind, schedules, schedules_by_warpgroups};
 
 use crate::target::GpuTarget;
 use crate::text::Text;

@@ -19,5 +19,5 @@ mod plan;
 mod sequence;
 pub mod view;
 
-pub use partition::{Fused, Options, fuse};
+pub use partition::{Fused, Options, SLACK, fuse};
 pub use sequence::sequence;

@@ -56,15 +56,6 @@ impl Emit<'_> {
         Ok(Value::regs(rank, dtype, tail, out))
     }
 
-    /// 2^x.
-    fn exp2(&mut self, x: &str) -> String {
-        if self.plan.ring.is_some() {
-            // It stays where it is written: beside products that are under way, not behind the wait for them, where its result is read.
-            return self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ex2.approx.ftz.f32 $0, $1;\", \"=f,f\" {x} : (f32) -> f32"));
-        }
-        self.call("llvm.nvvm.ex2.approx.ftz.f", &[x], "f32")
-    }
-
     fn result(&self, e: Elementwise, args: &[Value]) -> Result<DType, Error> {
         let types: Vec<DType> = args.iter().map(|a| a.dtype).collect();
         let d = e.infer(&types).map_err(Error::Internal)?;

@@ -5,6 +5,7 @@
 //! column axes, and those are loads, which stand in shared memory.
 
 use super::axes;
+use super::exponential::below_maximum;
 use super::factor::{bare, moved, outside};
 use super::layout::{Fragment, PANEL, Tile};
 use super::{Schedule, refused};
@@ -67,12 +68,18 @@ pub enum Step {
 }
 
 /// Products that are issued together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Issue {
     /// In the order in which their results are read.
     pub parts: Vec<Part>,
     /// Groups of the ring that nothing in the tile reads after this.
     pub releases: Vec<usize>,
+    /// Done beside the next tile's first products.
+    pub late: bool,
+    /// A warpgroup's turn begins before these, or ends behind them.
+    pub begins: bool,
+    /// See `begins`.
+    pub ends: bool,
 }
 
 /// Some of a dot's terms.
@@ -166,6 +173,8 @@ pub struct Plan {
     pub staged: BTreeMap<ValueId, Staged>,
     /// Maxima stay behind: what rows correct accumulators by is mostly nothing.
     pub lazy: bool,
+    /// Exponentials of what lies below a maximum, if the schedule has polynomials for a part of them.
+    pub low: BTreeSet<ValueId>,
     /// Loads of single columns in shared memory, of kernels by warpgroups; all in one group of the ring.
     pub vectors: BTreeMap<ValueId, Vector>,
     /// Those of them that are loaded in a loop.
@@ -445,7 +454,7 @@ impl Plan {
         }
         let mut plan = Plan {
             schedule: schedule.clone(), rows, split, fragment, tensor, slots, dots,
-            inits: BTreeMap::new(), staged: BTreeMap::new(), lazy: lazy(&p), vectors: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
+            inits: BTreeMap::new(), staged: BTreeMap::new(), lazy: lazy(&p), low: if schedule.polynomial > 0 { below_maximum(&p) } else { BTreeSet::new() }, vectors: BTreeMap::new(), looped: BTreeSet::new(), in_registers: BTreeSet::new(), packed: BTreeSet::new(), direct: BTreeSet::new(),
             body: vec![], shared: [0; 3], exchange: 0, ring: None, multiples: BTreeSet::new(), p,
         };
         plan.uses();

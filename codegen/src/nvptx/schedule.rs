@@ -34,6 +34,15 @@ pub struct Schedule {
     /// Products of f32 matrices on tensor cores, operands rounded to tf32. By warps.
     #[serde(default)]
     pub tf32: bool,
+    /// Warpgroups multiply in turn: while one issues its products, those before it are at what needs no matrix units. By warpgroups.
+    #[serde(default)]
+    pub turns: bool,
+    /// A tile's last products, which only accumulators wait for, are issued behind the next tile's first: one warpgroup alone then has products beside its elementwise work. By warpgroups.
+    #[serde(default)]
+    pub lag: bool,
+    /// Of 16 columns so many have their exponentials by polynomials, where these are of what lies below a maximum: for where special functions bind. By warpgroups.
+    #[serde(default)]
+    pub polynomial: usize,
 }
 
 impl Schedule {
@@ -44,7 +53,7 @@ impl Schedule {
     }
     /// As many rows as the fragment has, and nothing that has to be asked for.
     fn of(fragment: Fragment, cols: usize, stream: usize, stages: usize) -> Schedule {
-        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false }
+        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false, turns: false, lag: false, polynomial: 0 }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -158,6 +167,11 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         continue;
                     }
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
+                    // Beside reductions of rows a warpgroup's own products may run, if there are such that lag.
+                    let lag = Schedule { lag: true, ..s.clone() };
+                    if reduces(&plan) && accumulators(&plan) == 1 && let Ok(plan) = Plan::of(&roles, target, &lag) && registers(&plan) <= most {
+                        found.push((lag, cost_by_warpgroups(&plan)));
+                    }
                     let plan = if registers(&plan) <= most {
                         plan
                     } else {
@@ -178,6 +192,24 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
     // Stable: among equals the earlier candidate.
     found.sort_by(|a, b| a.1.total_cmp(&b.1));
     Ok(found)
+}
+
+/// Why a kernel is better where its maxima stay behind (`behind`) than where they do not (`still`), if it is: at the model's best schedule, what corrects accumulators in
+/// every tile, less what it costs to ask whether it must, is a twentieth of a tile's clocks. Products of f16 could overflow, and stay as they are.
+pub fn maxima_behind(still: &Program, behind: &Program) -> Option<String> {
+    let target = GpuTarget::named("sm_90a").ok().filter(|_| still.operands == DType::BF16)?;
+    let best = |p: &Program| schedules_by_warpgroups(p, &target, &Bindings::new()).ok()?.into_iter().next();
+    let ((s, cost), _) = (best(still)?, best(behind)?);
+    let plan = Plan::new(still, &target, &s).ok()?;
+    let corrections = |l: &Stream| -> usize {
+        let parts = l.body.iter().flat_map(|s| if let Step::Issue(x) = s { x.parts.as_slice() } else { &[] });
+        parts.filter(|p| p.starts).filter_map(|p| if let Dot::Matrix { n, .. } = &plan.dots[&p.value] { Some(plan.inits[&p.value].len() * plan.fragment.rows * plan.slots[n.index()]) } else { None }).sum()
+    };
+    let most = plan.body.iter().map(|s| if let Step::For(l) = s { corrections(l) } else { 0 }).max()?;
+    // Along q alone: 8 % at d 128, where 192 instructions of a warp correct two accumulators, −2 % at d 64 with 96; one accumulator: 4 % with 64 (measured).
+    let saved = most.saturating_sub(60 * accumulators(&plan).saturating_sub(1)) * plan.fragment.threads() / 128;
+    let share = saved as f64 / (cost * (s.rows * s.stream) as f64);
+    (share >= 0.05).then(|| format!("{most} instructions of a warp and tile correct accumulators, {:.0} % of its clocks, and mostly by 1; the relative error in bf16 grows by a tenth (1.5e-3 to 1.7e-3, seen)", 100.0 * share))
 }
 
 /// Registers of a multiprocessor.
@@ -212,7 +244,8 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
                             tensor += slices * n_cols as f64 / 2.0;
                             shared += slices * (n_cols as f64 / 4.0 + if plan.staged.contains_key(left) { 16.0 } else { 0.0 });
                         }
-                        if p.starts {
+                        // Of maxima that stay behind, accumulators are mostly left alone.
+                        if p.starts && !plan.lazy {
                             issue += (plan.inits[&p.value].iter().flatten().count() * plan.fragment.rows * plan.slots[n.index()]) as f64;
                         }
                     }
@@ -237,9 +270,15 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
         let alone = if groups < 2.0 { 1.0 } else { 0.25 };
         // What a tile costs by itself, more where rows are reduced; and a little per element that is read again as rounded. Both from
         // tiles of 48 to 128 keys, measured (docs/perf-log.md).
-        let reduces = l.body.iter().any(|s| matches!(s, Step::Let(_, Op::Reduce(..))));
+        let reduces = reduces(plan);
         let again = if plan.schedule.rounded { 1.5 * plan.p.axis(l.axis).extent() as f64 } else { 0.0 };
-        let mut clocks = tensor.max(shared).max(issue) + alone * issue + again + if reduces { 500.0 } else { 150.0 };
+        let mut clocks = tensor.max(shared).max(issue) + match (plan.schedule.lag, reduces) {
+            // A warpgroup's own products run beside reductions. Where they are too few for it, two that are at the same place hinder each other (d 64: 395 for 445 TFLOP/s,
+            // d 128: 620 for 542, measured).
+            (true, _) => 0.1 * issue + 250.0 + if tensor < 0.75 * issue { 0.4 * issue } else { 0.0 },
+            (false, true) => alone * issue + again + 500.0,
+            (false, false) => alone * issue + again + 150.0,
+        };
         if plan.schedule.stages == 1 {
             clocks *= 1.2;
         }
@@ -402,6 +441,11 @@ fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
     out
 }
 
+/// Whether a loop reduces rows.
+fn reduces(plan: &Plan) -> bool {
+    plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(|s| matches!(s, Step::Let(_, Op::Reduce(..))))))
+}
+
 /// Values with columns that a loop carries.
 fn accumulators(plan: &Plan) -> usize {
     let of = |s: &Step| if let Step::For(l) = s { l.carries.iter().filter(|c| plan.rank(c.inside).col.is_some()).count() } else { 0 };
@@ -427,6 +471,16 @@ fn masked(plan: &Plan) -> usize {
 fn beside(plan: &Plan) -> usize {
     let slots = plan.vectors.keys().map(|v| plan.shape(plan.rank(*v)).1).max();
     slots.map_or(0, |n| 2 + n.saturating_sub(32))
+}
+
+/// Words of left operands that are there a tile longer than they are made in.
+fn lagging(plan: &Plan) -> usize {
+    let size = |v: &ValueId| {
+        let (r, c) = plan.shape(plan.rank(*v));
+        r * c / 2
+    };
+    let of = |l: &Stream| super::warpgroup::late(l).map_or(0, |x| x.parts.iter().flat_map(|p| &p.terms).map(|t| size(&t.0)).sum());
+    plan.body.iter().map(|s| if let Step::For(l) = s { of(l) } else { 0 }).max().unwrap_or(0)
 }
 
 /// Kinds of loads to registers in loops, by the axes of what is loaded: each has addresses of its own.
@@ -512,7 +566,7 @@ pub fn registers(plan: &Plan) -> usize {
     let others = match &plan.ring {
         None => 44 + masked(plan),
         Some(ring) => {
-            12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan)
+            12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + beside(plan) + lagging(plan)
         }
     };
     let mut most = 0;

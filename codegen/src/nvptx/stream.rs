@@ -3,10 +3,13 @@
 
 use super::emit::{Emit, I32};
 use super::plan::{Dot, Rank, Step, Stream};
-use super::value::{Body, Tail, Value};
+use super::value::{Body, Tail, Value, tail_of};
+use super::warpgroup::late;
 use crate::Error;
+use ir::prim::Elementwise;
 use ir::tile::{AxisId, Constraint, Op, Role, ValueId};
 use ir::types::DType;
+use std::f64::consts::LOG2_E;
 
 impl Emit<'_> {
     /// The whole body of one instance.
@@ -112,7 +115,16 @@ impl Emit<'_> {
         steps.iter().try_for_each(|s| match s {
             Step::Let(v, op) => self.let_value(*v, op),
             Step::Products(v) => self.products(v),
-            Step::Issue(i) => self.issue(i),
+            Step::Issue(i) => {
+                if i.begins {
+                    self.begin_turn();
+                }
+                self.issue(i)?;
+                if i.ends {
+                    self.end_turn();
+                }
+                Ok(())
+            }
             Step::Store(view, v) => {
                 let x = self.settled(*v)?;
                 self.store(view, &x)
@@ -171,7 +183,15 @@ impl Emit<'_> {
                 for a in args {
                     x.push(self.get(*a)?);
                 }
-                self.map(*e, &x)?
+                match x.as_slice() {
+                    [x] if plan.low.contains(&v) && x.rank.col.is_some() => {
+                        let tail = tail_of(*e, &[x.tail]);
+                        let scaled = self.map(Elementwise::Mul, &[x.clone(), Value::num(LOG2_E, DType::F32)])?;
+                        let scaled = self.settle(&scaled);
+                        self.shared_exp2(&scaled, tail)
+                    }
+                    x => self.map(*e, x)?,
+                }
             }
             Op::Reduce(kind, x, over) => {
                 let axis = match over.as_slice() {
@@ -446,6 +466,9 @@ impl Emit<'_> {
 
     fn stream(&mut self, l: &Stream) -> Result<(), Error> {
         let plan = self.plan;
+        if let Some(late) = late(l) {
+            return self.lagging(l, late);
+        }
         let (from, to) = self.bounds(l)?;
         let stages = plan.schedule.stages;
         let [region, stage_bytes, _] = plan.shared;
@@ -460,6 +483,10 @@ impl Emit<'_> {
             carried.push((rank, x.dtype, self.spread(&x, rank)));
         }
         let ring = staged && plan.ring.is_some();
+        let turns = ring && plan.schedule.turns;
+        if turns {
+            self.begin_turn();
+        }
         if staged && !ring {
             // A loop before this one may still be read.
             self.barrier();
@@ -535,6 +562,9 @@ impl Emit<'_> {
         (self.start[l.axis.index()], self.stage, self.env, self.packed, self.pending) = outer;
         // What was reduced in the loop is not seen behind it.
         self.flight.reduced.clear();
+        if turns {
+            self.end_turns()?;
+        }
         if staged && !ring {
             self.t.line("nvvm.cp.async.wait.group 0");
         }

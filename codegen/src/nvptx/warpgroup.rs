@@ -9,10 +9,13 @@
 
 mod arrange;
 mod bulk;
+mod lag;
 mod product;
+mod turn;
 
 pub(super) use arrange::arrange;
 pub(super) use bulk::maps;
+pub(super) use lag::late;
 
 use super::emit::Emit;
 use super::plan::{Rank, Ring, Step};
@@ -39,8 +42,8 @@ pub(super) struct Flight {
     commits: usize,
     /// Dots whose products are not known to be done, and the last group of each.
     values: BTreeMap<ValueId, usize>,
-    /// Groups of the ring that are free once a group of products is done.
-    releases: BTreeMap<usize, usize>,
+    /// Groups of the ring that are free, and in which stage, once a group of products is done.
+    releases: BTreeMap<usize, (usize, String)>,
     /// Groups of the ring that have arrived in the present tile.
     arrived: BTreeSet<usize>,
     /// Loads of single columns that the present tile has done.
@@ -93,6 +96,9 @@ impl Emit<'_> {
         self.t.line("} else {");
         if let Some((_, many)) = registers {
             self.t.line(format_args!("nvvm.setmaxregister increase {many}"));
+        }
+        if plan.schedule.turns {
+            self.first_turn()?;
         }
         if !self.ring()?.outer.is_empty() {
             let zero = self.k(0);
@@ -195,11 +201,15 @@ impl Emit<'_> {
     }
     /// Says that groups of the ring are empty whose products are done, `landed` being the last of these.
     fn release(&mut self, landed: usize) {
-        let free: Vec<usize> = self.flight.releases.iter().filter(|(_, at)| **at <= landed).map(|(g, _)| *g).collect();
-        let Some((slot, _)) = self.flight.turn.clone() else { return };
-        self.free(&free, &slot);
-        for g in free {
-            self.flight.releases.remove(&g);
+        let mut free: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        self.flight.releases.retain(|g, (at, slot)| {
+            if *at <= landed {
+                free.entry(slot.clone()).or_default().push(*g);
+            }
+            *at > landed
+        });
+        for (slot, groups) in free {
+            self.free(&groups, &slot);
         }
     }
     /// Says that `groups` of stage `slot` are empty, one lane a warp.

@@ -46,8 +46,8 @@ struct Lower<'a> {
     /// Carried values before the tile, in the loop being written.
     before: HashMap<Var, ValueId>,
     corrections: HashMap<Powers, ValueId>,
-    /// Whether maxima may stay behind (`Options::slack`), and where those of the loop being written moved.
-    lazy: bool,
+    /// How far maxima may stay behind (`Options::slack`), and where those of the loop being written moved.
+    slack: f64,
     moved: BTreeMap<Var, ValueId>,
     /// Sums of products that share an accumulator, by the value that adds them up; and what they absorb.
     merged: BTreeSet<Var>,
@@ -62,6 +62,11 @@ const SUMS: usize = 3;
 
 /// Writes the block program of kernel number `number`.
 pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program, Error> {
+    lower_behind(p, k, number, p.options.slack)
+}
+
+/// The same where maxima may stay `slack` behind.
+pub(super) fn lower_behind(p: &Partition, k: &Kernel, number: usize, slack: f64) -> Result<Program, Error> {
     let o = p.options;
     let mut axes: Vec<TileAxis> = vec![];
     let tiled = k.parallel.len();
@@ -155,11 +160,11 @@ pub(super) fn lower(p: &Partition, k: &Kernel, number: usize) -> Result<Program,
         outside: vec![], inside: None,
         known: HashMap::new(), known_inside: HashMap::new(), constants: HashMap::new(),
         pass: 0, before: HashMap::new(), corrections: HashMap::new(),
-        lazy: false, moved: BTreeMap::new(),
+        slack: 0.0, moved: BTreeMap::new(),
         merged: BTreeSet::new(), absorbed: BTreeSet::new(), centers: BTreeMap::new(), kept: BTreeMap::new(),
     };
     l.merge();
-    l.lazy = o.slack > 0.0 && l.indifferent();
+    l.slack = if slack > 0.0 && l.indifferent() { slack } else { 0.0 };
     l.run()?;
     let mut program = l.program;
     program.body = l.outside;
@@ -591,7 +596,7 @@ impl<'a> Lower<'a> {
         self.centers = if self.p.options.center { self.find_centers(of) } else { BTreeMap::new() };
         // Centres that move only where a maximum does are carried.
         let mut kept = BTreeMap::new();
-        if self.lazy {
+        if self.slack > 0.0 {
             for (v, center) in &self.centers.clone() {
                 // One that no maximum of this loop moves has nothing to wait for.
                 let powers = self.leaves(*v).and_then(|l| self.k.stats.get(&l[0])).or_else(|| self.k.stats.get(v)).map(|s| s.powers.clone()).unwrap_or_default();
@@ -974,10 +979,10 @@ impl<'a> Lower<'a> {
         };
         let tile = self.reduce(stat.kind, body, &over, true);
         if stat.kind == ReduceKind::Max {
-            if !self.lazy {
+            if self.slack == 0.0 {
                 return Ok(self.map(Elementwise::Max, &[old, tile], true));
             }
-            let slack = self.number(self.p.options.slack);
+            let slack = self.number(self.slack);
             let least = self.map(Elementwise::Add, &[old, slack], true);
             let moved = self.map(Elementwise::Gt, &[tile, least], true);
             self.moved.insert(v, moved);

@@ -50,14 +50,19 @@ pub struct Options {
     /// By how much a running maximum may stay below the maximum before it moves, where no result depends on which one it is; 0: it never does.
     /// Sums then hold terms of up to exp(slack), and accumulators are corrected only where it moves (`docs/streaming.md`).
     pub slack: f64,
+    /// Where `slack` is 0: why a kernel is better with maxima that stay [`SLACK`] behind, of one where they do not and the same where they do; none if it is not.
+    pub behind: Option<fn(&Program, &Program) -> Option<String>>,
     /// What a machine has a form for, or what it says instead. A kernel that has none is cut at the sums inside of it that its instances would repeat.
     pub fits: Option<fn(&Program) -> Result<(), String>>,
 }
 
+/// How far maxima stay behind where a machine wants it: terms of up to 2⁸ in place of 1.
+pub const SLACK: f64 = 5.5;
+
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, slack: 0.0, fits: None }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, slack: 0.0, behind: None, fits: None }
     }
 }
 
@@ -237,7 +242,17 @@ impl Partition<'_> {
     }
     /// Writes the block program of a kernel; what it stores can be read from now on.
     pub(super) fn emit(&mut self, k: &Kernel) -> Result<(), Error> {
-        let program = lower::lower(self, k, self.fused.programs.len())?;
+        let number = self.fused.programs.len();
+        let mut program = lower::lower(self, k, number)?;
+        if let Some(behind) = self.options.behind.filter(|_| self.options.slack == 0.0) {
+            let other = lower::lower_behind(self, k, number, SLACK)?;
+            if other.to_string() != program.to_string()
+                && let Some(why) = behind(&program, &other)
+            {
+                self.fused.notes.push(format!("maxima of {} stay up to {SLACK} behind: {why}", program.name));
+                program = other;
+            }
+        }
         if let Err(e) = ir::tile::verify::verify(&program) {
             return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
         }

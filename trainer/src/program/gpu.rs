@@ -26,7 +26,7 @@ const WHOLE: i64 = 256;
 
 /// How to fuse for a GPU, for parameters stored as `dtype`.
 pub fn fused(dims: &Bindings, dtype: DType) -> fuse::Options {
-    fuse::Options { fits: Some(nvptx::fits), full: WHOLE, ..fuse::Options::stored(dims, dtype) }
+    fuse::Options { fits: Some(nvptx::fits), behind: Some(nvptx::maxima_behind), full: WHOLE, ..fuse::Options::stored(dims, dtype) }
 }
 /// The same for a function that may say which of its parameters are wider.
 pub fn options(f: &Function, dims: &Bindings, o: &Options) -> fuse::Options {

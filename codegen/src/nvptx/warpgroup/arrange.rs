@@ -2,7 +2,7 @@
 
 use super::super::plan::{Dot, Issue, Part, Plan, Rank, Ring, Step, Stream};
 use super::super::refused;
-use super::ROWS;
+use super::{ROWS, lag, turn};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::Dim;
@@ -31,7 +31,11 @@ pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
     let mut out = vec![];
     for s in issued(plan, body) {
         out.push(match s {
-            Step::For(l) if !l.staged.is_empty() => Step::For(grouped(plan, l, &mut ring.groups)),
+            Step::For(l) if !l.staged.is_empty() => {
+                let mut l = grouped(plan, l, &mut ring.groups);
+                overlapped(plan, &mut l, &ring).map_err(|why| refused(&plan.p, &why))?;
+                Step::For(l)
+            }
             s => s,
         });
     }
@@ -41,6 +45,27 @@ pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
     plan.shared[2] = ring.barriers + 8 * (1 + 2 * ring.groups.len() * plan.schedule.stages);
     plan.ring = Some(ring);
     Ok(())
+}
+
+/// Marks what lags, and where turns begin and end, if the schedule wants it.
+fn overlapped(plan: &Plan, l: &mut Stream, ring: &Ring) -> Result<(), String> {
+    let s = &plan.schedule;
+    if (s.lag || s.turns) && !ring.exchange.is_empty() {
+        return Err("warpgroups that exchange products go together: no turns, and nothing lags".into());
+    }
+    if s.turns && plan.fragment.threads() < 256 {
+        return Err("one warpgroup has nobody to take turns with".into());
+    }
+    if s.lag {
+        if s.rounded {
+            return Err("products cannot lag whose left operands are read again as rounded".into());
+        }
+        lag::mark(plan, l).map_err(|why| format!("no products of a tile can lag: {why}"))
+    } else if s.turns {
+        turn::mark(plan, &mut l.body)
+    } else {
+        Ok(())
+    }
 }
 
 /// Sizes that must be multiples of a number.
@@ -164,7 +189,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 // What reads an accumulator's old content starts before what replaces it; the order of issue is that of use.
                 parts.sort_by_key(|p| order.iter().position(|v| *v == p.value));
             }
-            issues.entry(at).or_default().push(Issue { parts, releases: vec![] });
+            issues.entry(at).or_default().push(Issue { parts, ..Issue::default() });
         }
     }
     let mut out = vec![];
@@ -192,16 +217,7 @@ fn sunk(plan: &Plan, mut steps: Vec<Step>) -> Vec<Step> {
         if plan.rank(*v).col.is_none() || plan.packed.contains(v) {
             continue;
         }
-        let reads = |s: &Step| match s {
-            Step::Let(_, Op::Map(_, args)) => args.contains(v),
-            Step::Let(_, Op::Reduce(_, x, _) | Op::Fill { value: x, .. }) => x == v,
-            Step::Products(vs) => vs.iter().any(|p| {
-                plan.inits[p].iter().flatten().any(|x| x == v) || matches!(&plan.dots[p], Dot::Matrix { terms, .. } if terms.iter().any(|t| t.0 == *v))
-            }),
-            Step::For(l) => l.carries.iter().any(|c| c.next == *v),
-            _ => false,
-        };
-        let readers: Vec<usize> = (i + 1..steps.len()).filter(|j| reads(&steps[*j])).collect();
+        let readers: Vec<usize> = (i + 1..steps.len()).filter(|j| reads(plan, &steps[*j], *v)).collect();
         if let [j] = readers.as_slice()
             && matches!(steps[*j], Step::Let(_, Op::Map(..)))
         {
@@ -210,6 +226,20 @@ fn sunk(plan: &Plan, mut steps: Vec<Step>) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// Whether a step reads `v`.
+pub(super) fn reads(plan: &Plan, s: &Step, v: ValueId) -> bool {
+    let starts = |p: &ValueId| plan.inits[p].iter().flatten().any(|x| *x == v);
+    match s {
+        Step::Let(_, Op::Map(_, args)) => args.contains(&v),
+        Step::Let(_, Op::Reduce(_, x, _) | Op::Fill { value: x, .. }) | Step::Store(_, x) => *x == v,
+        Step::Let(p, Op::Dot { terms, .. }) => starts(p) || terms.iter().any(|t| t.0 == v || t.1 == v),
+        Step::Products(vs) => vs.iter().any(|p| starts(p) || matches!(&plan.dots[p], Dot::Matrix { terms, .. } if terms.iter().any(|t| t.0 == v))),
+        Step::Issue(x) => x.parts.iter().any(|p| p.starts && starts(&p.value) || p.terms.iter().any(|t| t.0 == v)),
+        Step::For(l) => l.carries.iter().any(|c| c.next == v),
+        Step::Let(..) => false,
+    }
 }
 
 /// The loop with what each issue waits for and frees; `groups` become the ring's.

@@ -101,8 +101,10 @@ impl Emit<'_> {
             self.env[p.value.index()] = Some(Value::regs(rank, DType::F32, tail, acc));
             self.packed.remove(&p.value);
         }
-        for g in &issue.releases {
-            self.flight.releases.insert(*g, self.flight.commits);
+        if let Some((slot, _)) = &self.flight.turn {
+            for g in &issue.releases {
+                self.flight.releases.insert(*g, (self.flight.commits, slot.clone()));
+            }
         }
         Ok(())
     }
