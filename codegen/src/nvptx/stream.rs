@@ -535,6 +535,7 @@ impl Emit<'_> {
         (self.start[l.axis.index()], self.stage, self.env, self.packed, self.pending) = outer;
         // What was reduced in the loop is not seen behind it.
         self.flight.reduced.clear();
+        self.flight.made.clear();
         if staged && !ring {
             self.t.line("nvvm.cp.async.wait.group 0");
         }

@@ -533,7 +533,10 @@ impl Partition<'_> {
     fn cut(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize, why: String) -> Why {
         let f = self.f;
         let size = f.ty(f.eqns[r].out).axes.len();
-        let mut cuts = vec![];
+        let mut cuts: Vec<Var> = self.read_alone(closure, below, r).into_iter().collect();
+        if !cuts.is_empty() {
+            return Why::Cut(cuts, why);
+        }
         for &q in closure.iter().filter(|q| **q != r) {
             let e = &f.eqns[q];
             if !matches!(e.op, Prim::Contract(_) | Prim::Reduce(..)) {
@@ -549,6 +552,29 @@ impl Partition<'_> {
         }
         cuts.dedup();
         Why::Cut(cuts, why)
+    }
+
+    /// The one value of the axes of reduction `r` through which all that is wider reads it, if no other reduction goes into it: one number is stored and
+    /// read where several would be, and no reader makes it again. On a CPU a row's numbers are made once in any case.
+    fn read_alone(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize) -> Option<Var> {
+        let f = self.f;
+        let from = f.eqns[r].out;
+        let same = |v: Var| f.ty(v).axes.len() == f.ty(from).axes.len() && f.ty(from).covers(f.ty(v));
+        let mut behind: BTreeSet<Var> = [from].into();
+        let mut read: BTreeSet<Var> = BTreeSet::new();
+        for e in closure.iter().map(|i| &f.eqns[*i]) {
+            let of: Vec<Var> = e.args.iter().copied().filter(|a| behind.contains(a)).collect();
+            if of.is_empty() {
+                continue;
+            }
+            if same(e.out) && matches!(e.op, Prim::Elementwise(_) | Prim::StopGradient) {
+                behind.insert(e.out);
+            } else {
+                read.extend(of);
+            }
+        }
+        let alone = read.pop_first().filter(|v| read.is_empty() && *v != from && f.ty(*v).dtype.is_float() && !self.options.scratch)?;
+        below.get(&alone)?.iter().all(|q| *q == r || below.get(&from).is_some_and(|b| b.contains(q))).then_some(alone)
     }
 
     /// The pass of each carried reduction: the earliest in which its body has a law.
