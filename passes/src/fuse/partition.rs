@@ -533,7 +533,7 @@ impl Partition<'_> {
     fn cut(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize, why: String) -> Why {
         let f = self.f;
         let size = f.ty(f.eqns[r].out).axes.len();
-        let mut cuts: Vec<Var> = self.read_alone(closure, below, r).into_iter().collect();
+        let mut cuts = self.read_through(closure, below, r);
         if !cuts.is_empty() {
             return Why::Cut(cuts, why);
         }
@@ -554,12 +554,15 @@ impl Partition<'_> {
         Why::Cut(cuts, why)
     }
 
-    /// The one value of the axes of reduction `r` through which all that is wider reads it, if no other reduction goes into it: one number is stored and
-    /// read where several would be, and no reader makes it again. On a CPU a row's numbers are made once in any case.
-    fn read_alone(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize) -> Option<Var> {
+    /// The values of the axes of reduction `r`, made of it and of what it is made of, through which alone all else reads it, if they are no more than the
+    /// reductions to these axes that they replace: one number is stored and read where several would be, and no reader makes it again. On a CPU a row's
+    /// numbers are made once in any case.
+    fn read_through(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize) -> Vec<Var> {
         let f = self.f;
         let from = f.eqns[r].out;
         let same = |v: Var| f.ty(v).axes.len() == f.ty(from).axes.len() && f.ty(from).covers(f.ty(v));
+        let mut into = below.get(&from).cloned().unwrap_or_default();
+        into.insert(r);
         let mut behind: BTreeSet<Var> = [from].into();
         let mut read: BTreeSet<Var> = BTreeSet::new();
         for e in closure.iter().map(|i| &f.eqns[*i]) {
@@ -567,14 +570,17 @@ impl Partition<'_> {
             if of.is_empty() {
                 continue;
             }
-            if same(e.out) && matches!(e.op, Prim::Elementwise(_) | Prim::StopGradient) {
+            // What another kernel stores is not waited for.
+            let waits = e.args.iter().any(|a| self.definitions[a.index()].is_some() && self.read(*a).is_some());
+            if !waits && same(e.out) && matches!(e.op, Prim::Elementwise(_) | Prim::StopGradient) && below.get(&e.out).is_some_and(|b| b.is_subset(&into)) {
                 behind.insert(e.out);
             } else {
                 read.extend(of);
             }
         }
-        let alone = read.pop_first().filter(|v| read.is_empty() && *v != from && f.ty(*v).dtype.is_float() && !self.options.scratch)?;
-        below.get(&alone)?.iter().all(|q| *q == r || below.get(&from).is_some_and(|b| b.contains(q))).then_some(alone)
+        let replaced = into.iter().filter(|q| same(f.eqns[**q].out)).count();
+        let fit = !self.options.scratch && !read.contains(&from) && read.len() <= replaced && read.iter().all(|v| f.ty(*v).dtype.is_float());
+        if fit { read.into_iter().collect() } else { vec![] }
     }
 
     /// The pass of each carried reduction: the earliest in which its body has a law.

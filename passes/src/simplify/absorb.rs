@@ -136,12 +136,16 @@ impl Found<'_> {
         let (([c, a, other], _), ([same, ..], _)) = (self.positive_else(v)?, self.positive_else(self.w)?);
         (c == same && self.is_number(other, |x| x == 0.0) && self.finite(a, &mut BTreeSet::new())).then_some(a)
     }
-    /// Whether `v` is a sum of products of parameters, divided by w at most.
+    /// Whether `v` is a sum of products of parameters, divided by w at most; what is zero where `Σ p` is may be anything elsewhere.
     fn finite(&self, v: Var, seen: &mut BTreeSet<Var>) -> bool {
         let Some(e) = self.eqn(v).filter(|_| v != self.p && seen.insert(v)) else { return true };
         let sums = match &e.op {
             Prim::Elementwise(Elementwise::Neg | Elementwise::Add | Elementwise::Sub | Elementwise::Mul) => true,
             Prim::Elementwise(Elementwise::Div) => return e.args[1] == self.w && self.finite(e.args[0], seen),
+            Prim::Elementwise(Elementwise::Select) => {
+                let same = self.positive_else(v).zip(self.positive_else(self.w)).is_some_and(|(s, w)| s.0[0] == w.0[0]);
+                return same && self.is_number(e.args[2], |x| x == 0.0);
+            }
             Prim::Reduce(ReduceKind::Sum, _) | Prim::Contract(_) | Prim::Movement(_) | Prim::Constant(_) | Prim::Size(..) => true,
             _ => false,
         };
