@@ -12,7 +12,7 @@ pub mod vjp;
 
 pub use call::Checkpoint;
 pub use jvp::{Bend, jvp, jvp_with};
-pub(crate) use linearize::copy;
+pub(crate) use linearize::{copy, dependent, prune};
 pub use linearize::linearize;
 pub use transform::Transform;
 pub use transpose::transpose;

@@ -5,6 +5,7 @@
 //! that costs least *when fused*. The e-graph earns its keep where there is a choice: the order of a chain of contractions, factors
 //! that can be shared, a sum that is known already.
 
+mod absorb;
 mod emit;
 pub mod extract;
 pub mod language;

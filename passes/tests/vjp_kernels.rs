@@ -203,3 +203,36 @@ fn the_gradient_of_a_bias_sums_what_is_stored() {
     assert!(flops < 3 * 2 * 900 * 1500 * 800 * 102 / 100, "{}", show(&fused));
     right_with_scratch(&g, "M=9,K=7,N=8");
 }
+
+/// Where registers hold accumulators: the gradient of keys and values reads a row's log-sum-exp and one sum of products, and nothing is divided per element.
+#[test]
+fn a_normalizer_goes_into_the_exponent() {
+    let d = dims("B=2,H=4,G=2,I=9,J=13,D=4,E=6");
+    for name in ["softmax", "causal", "window", "lengths", "softcapped", "alibi", "grouped"] {
+        let text = std::fs::read_to_string(format!("{}/../examples/{}.pf", env!("CARGO_MANIFEST_DIR"), if name == "softmax" { "attention" } else { "attention_variants" })).unwrap();
+        let f = parse(&text).into_iter().find(|f| *f.name == *name || name == "softmax").unwrap();
+        let g = gradient(&f, "q,k,v");
+        let o = options(&d, 16, 4, 5);
+        let n = passes::simplify::simplify_for(&g, &o).unwrap().0;
+        let fused = fuse(&n, &o).unwrap();
+        let e = error_of_terms(&g, &fused, &Random(23).inputs(&g, &d), &d);
+        assert!(e < 1e-10, "{name} is off by {e:e}\n{}", show(&fused));
+        let of_keys = fused.programs.iter().find(|p| p.buffers.iter().any(|b| &*b.name == "k.ct" && b.access == ir::tile::Access::Output)).unwrap();
+        let made = format!("{of_keys}");
+        let rows = of_keys.buffers.iter().filter(|b| b.name.starts_with('%')).count();
+        assert!(rows == 2 && !made.contains(" / t") && !made.contains("> 0"), "{name}: {rows} statistics\n{made}");
+    }
+}
+
+/// What is not divided by the sum of its exponentials stays as it is.
+#[test]
+fn an_exponential_that_is_not_normalized_keeps_its_exponent() {
+    let d = dims("I=9,J=13,D=4");
+    let f = &parse("fn f(q: f32[I,D], k: f32[J,D], v: f32[J,D]) -> (y: f32[I,D]) { s = contract(\"id,jd->ij\", q, k)\n y = contract(\"ij,jd->id\", exp(s), v) }")[0];
+    let g = gradient(f, "q,k,v");
+    let o = options(&d, 16, 4, 5);
+    let n = passes::simplify::simplify_for(&g, &o).unwrap().0;
+    assert!(!ir::text::print_function(&n).contains("log("), "{}", ir::text::print_function(&n));
+    let e = error_of_terms(&g, &fuse(&n, &o).unwrap(), &Random(29).inputs(&g, &d), &d);
+    assert!(e < 1e-10, "{e:e}");
+}

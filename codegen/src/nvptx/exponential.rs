@@ -46,7 +46,9 @@ impl Emit<'_> {
     pub fn exp2(&mut self, x: &str) -> String {
         if self.plan.ring.is_some() {
             // It stays where it is written: beside products that are under way, not behind the wait for them, where its result is read.
-            return self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ex2.approx.ftz.f32 $0, $1;\", \"=f,f\" {x} : (f32) -> f32"));
+            let made = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ex2.approx.ftz.f32 $0, $1;\", \"=f,f\" {x} : (f32) -> f32"));
+            self.flight.made.push(made.clone());
+            return made;
         }
         self.call("llvm.nvvm.ex2.approx.ftz.f", &[x], "f32")
     }

@@ -562,6 +562,7 @@ impl Emit<'_> {
         (self.start[l.axis.index()], self.stage, self.env, self.packed, self.pending) = outer;
         // What was reduced in the loop is not seen behind it.
         self.flight.reduced.clear();
+        self.flight.made.clear();
         if turns {
             self.end_turns()?;
         }

@@ -52,6 +52,8 @@ pub(super) struct Flight {
     rounded: BTreeSet<ValueId>,
     /// Registers of the last reduction since the last wait.
     pub reduced: Vec<String>,
+    /// Exponentials since the last wait or product.
+    pub made: Vec<String>,
     /// The ring's present stage and parity.
     turn: Option<(String, String)>,
 }

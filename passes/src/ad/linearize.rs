@@ -88,7 +88,7 @@ pub(super) fn linearize_in(f: &Function, wrt: &[Name], want: Want, derived: &mut
 }
 
 /// For each value, by [`Var`]: whether it depends on one of `seeds`.
-pub(super) fn dependent(f: &Function, seeds: &[Var]) -> Vec<bool> {
+pub(crate) fn dependent(f: &Function, seeds: &[Var]) -> Vec<bool> {
     let mut depends = vec![false; f.vars.len()];
     seeds.iter().for_each(|v| depends[v.index()] = true);
     for e in &f.eqns {

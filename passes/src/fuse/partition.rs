@@ -548,7 +548,10 @@ impl Partition<'_> {
     fn cut(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize, why: String) -> Why {
         let f = self.f;
         let size = f.ty(f.eqns[r].out).axes.len();
-        let mut cuts = vec![];
+        let mut cuts = self.read_through(closure, below, r);
+        if !cuts.is_empty() {
+            return Why::Cut(cuts, why);
+        }
         for &q in closure.iter().filter(|q| **q != r) {
             let e = &f.eqns[q];
             if !matches!(e.op, Prim::Contract(_) | Prim::Reduce(..)) {
@@ -564,6 +567,35 @@ impl Partition<'_> {
         }
         cuts.dedup();
         Why::Cut(cuts, why)
+    }
+
+    /// The values of the axes of reduction `r`, made of it and of what it is made of, through which alone all else reads it, if they are no more than the
+    /// reductions to these axes that they replace: one number is stored and read where several would be, and no reader makes it again. On a CPU a row's
+    /// numbers are made once in any case.
+    fn read_through(&self, closure: &[usize], below: &HashMap<Var, BTreeSet<usize>>, r: usize) -> Vec<Var> {
+        let f = self.f;
+        let from = f.eqns[r].out;
+        let same = |v: Var| f.ty(v).axes.len() == f.ty(from).axes.len() && f.ty(from).covers(f.ty(v));
+        let mut into = below.get(&from).cloned().unwrap_or_default();
+        into.insert(r);
+        let mut behind: BTreeSet<Var> = [from].into();
+        let mut read: BTreeSet<Var> = BTreeSet::new();
+        for e in closure.iter().map(|i| &f.eqns[*i]) {
+            let of: Vec<Var> = e.args.iter().copied().filter(|a| behind.contains(a)).collect();
+            if of.is_empty() {
+                continue;
+            }
+            // What another kernel stores is not waited for.
+            let waits = e.args.iter().any(|a| self.definitions[a.index()].is_some() && self.read(*a).is_some());
+            if !waits && same(e.out) && matches!(e.op, Prim::Elementwise(_) | Prim::StopGradient) && below.get(&e.out).is_some_and(|b| b.is_subset(&into)) {
+                behind.insert(e.out);
+            } else {
+                read.extend(of);
+            }
+        }
+        let replaced = into.iter().filter(|q| same(f.eqns[**q].out)).count();
+        let fit = !self.options.scratch && !read.contains(&from) && read.len() <= replaced && read.iter().all(|v| f.ty(*v).dtype.is_float());
+        if fit { read.into_iter().collect() } else { vec![] }
     }
 
     /// The pass of each carried reduction: the earliest in which its body has a law.

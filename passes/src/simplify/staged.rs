@@ -23,7 +23,8 @@ pub fn simplify_for(f: &Function, options: &Options) -> Result<(Function, Vec<Si
     if !(options.scratch || late.is_empty() || !f.callees().is_empty()) {
         let halves = split(f, &late, Keep::Narrow)?;
         if !halves.forward.results.is_empty() && !halves.backward.results.is_empty() {
-            return staged(f, &halves);
+            let (function, how) = staged(f, &halves)?;
+            return Ok((super::absorb::absorb(&function, &late)?, how));
         }
     }
     let s = simplify(f)?;

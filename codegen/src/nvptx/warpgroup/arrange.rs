@@ -166,11 +166,17 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
     }
     let mut issues: BTreeMap<usize, Vec<Issue>> = BTreeMap::new();
     for s in &steps {
-        let Step::Products(vs) = s else { continue };
+        let Step::Products(all) = s else { continue };
         let terms = |v: &ValueId| if let Dot::Matrix { terms, .. } = &plan.dots[v] { terms.clone() } else { vec![] };
-        let inits = vs.iter().flat_map(|v| plan.inits[v].iter().flatten()).map(known).max().unwrap_or(0);
-        let firsts = vs.iter().map(|v| terms(v).iter().map(|t| known(&t.0)).min().unwrap_or(0)).max().unwrap_or(0);
-        let start = inits.max(firsts);
+        let from = |v: &ValueId| plan.inits[v].iter().flatten().map(known).max().unwrap_or(0).max(terms(v).iter().map(|t| known(&t.0)).min().unwrap_or(0));
+        // Where no accumulator starts from another one's old content, each starts when it can: beside the first runs what the next one waits for.
+        let own = |v: &ValueId| all.iter().filter(|w| plan.inits[*w].iter().flatten().any(|x| plan.inits[v].iter().flatten().any(|y| x == y))).count() <= 1;
+        let mut starts: BTreeMap<usize, Vec<ValueId>> = BTreeMap::new();
+        for v in all {
+            let at = if all.iter().all(own) { from(v) } else { all.iter().map(from).max().unwrap_or(0) };
+            starts.entry(at).or_default().push(*v);
+        }
+        for (start, vs) in starts {
         let mut order = vs.clone();
         order.sort_by_key(|v| read.get(v).copied().unwrap_or(usize::MAX));
         let mut later: BTreeMap<usize, Vec<Part>> = BTreeMap::new();
@@ -190,6 +196,7 @@ fn issued(plan: &Plan, steps: Vec<Step>) -> Vec<Step> {
                 parts.sort_by_key(|p| order.iter().position(|v| *v == p.value));
             }
             issues.entry(at).or_default().push(Issue { parts, ..Issue::default() });
+        }
         }
     }
     let mut out = vec![];

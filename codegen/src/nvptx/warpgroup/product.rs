@@ -95,6 +95,8 @@ impl Emit<'_> {
             }
             self.t.line("nvvm.wgmma.commit.group.sync.aligned");
             self.flight.commits += 1;
+            // Where the words of exponentials are its operand, it stays behind them.
+            self.flight.made.clear();
             self.flight.values.insert(p.value, self.flight.commits);
             let tail = if plan.inits[&p.value].is_empty() { Tail::Zero } else { Tail::Any };
             let acc = acc.ok_or_else(|| Error::Internal("a dot without terms".into()))?;
@@ -194,9 +196,10 @@ impl Emit<'_> {
         let Some(group) = self.flight.values.get(&v).copied() else { return };
         let behind = self.flight.commits - group;
         // The assembler moves a wait up, before what was to run beside the products. It does not move it across an instruction with an
-        // effect, which here waits for the last reduction, and does nothing but where that is no number.
-        let reduced = std::mem::take(&mut self.flight.reduced);
-        if let (Some(a), Some(b)) = (reduced.first(), reduced.last()) {
+        // effect, which here waits for the last reduction, or for the exponentials, and does nothing but where these are no numbers.
+        let (reduced, made) = (std::mem::take(&mut self.flight.reduced), std::mem::take(&mut self.flight.made));
+        let beside = if reduced.is_empty() { &made } else { &reduced };
+        if let (Some(a), Some(b)) = (beside.first(), beside.last()) {
             let text = "{\\0A.reg .pred p;\\0Asetp.nan.f32 p, $0, $1;\\0A@p nanosleep.u32 20;\\0A}";
             self.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"f,f\" {a}, {b} : (f32, f32) -> ()"));
         }
