@@ -1,10 +1,14 @@
 //! CUDA devices through the driver. The driver is loaded when it is first asked for, so that a program with this feature builds without a
 //! toolkit and starts on machines without a GPU; everything here says `no driver` there.
 
+mod choice;
 mod execution;
+mod library;
 mod stream;
 
+pub use choice::{Choice, Libraries, Times, choose};
 pub use execution::{Execution, Place};
+pub use library::Routine;
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
