@@ -6,7 +6,7 @@ mod execution;
 mod library;
 mod stream;
 
-pub use choice::{Choice, Libraries, Times, choose};
+pub use choice::{Choice, Times, choose};
 pub use execution::{Execution, Place};
 pub use library::Routine;
 pub use stream::{Gpu, Kernel, Memory};
@@ -77,6 +77,10 @@ impl Device {
             (major, _) if major >= 8 => Ok("sm_80"),
             other => Err(format!("cuda: compute capability {other:?} of {} is below 8.0", self.name)),
         }
+    }
+    /// Whether it runs what is assembled for that architecture: later ones run its text only.
+    pub fn runs_assembled(&self) -> bool {
+        matches!(self.compute, (9, 0) | (10, 0) | (8, _))
     }
 }
 
