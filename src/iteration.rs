@@ -1,6 +1,7 @@
 //! `iteration`: rCM of a video network from its configuration alone, with random weights and data: how long a student's and a critic's turn take, part by part, and what memory they need,
 //! said before anything runs and measured afterwards.
 
+use codegen::assembler::Assembler;
 use ir::dim::Name;
 use ir::tensor::{Tensor, TensorData};
 use ir::tile::cost::cost;
@@ -52,6 +53,9 @@ pub struct Args {
     /// Say what it needs, and which kernels have a thread for each element, instead of running it: needs no device
     #[arg(long)]
     explain: bool,
+    /// With --explain, assemble every kernel and name those that spill registers
+    #[arg(long, requires = "explain")]
+    assemble: bool,
     /// The architecture for --explain
     #[arg(long, default_value = "sm_90a")]
     target: String,
@@ -268,9 +272,20 @@ struct Row {
 /// Programs and their kernels, compiled for the target; those with a thread for each element by what they do in a run.
 fn explain(a: &Args, outlines: &[Outline], need: &Need) -> Result<(), String> {
     let target = codegen::GpuTarget::named(&a.target).map_err(|e| e.to_string())?;
+    let assembler = match a.assemble {
+        true => Some(Assembler::find().ok_or("--assemble: there is no ptxas (./dev ptxas installs it)")?),
+        false => None,
+    };
     let mut said = vec![];
     for o in outlines {
         let kernels = compile(&o.programs, &target, &o.plan.dims)?;
+        for k in kernels.iter().filter(|_| !a.json) {
+            let Some(made) = assembler.as_ref().map(|x| x.assemble(&k.ptx, &target.name)).transpose()? else { break };
+            let serialised = if made.said.contains("C75") { "; products are serialised" } else { "" };
+            if made.spills != [0, 0] || !serialised.is_empty() {
+                println!("  {} of {}: {} registers, {} and {} bytes spilled{serialised}", k.signature.symbol, o.what, made.registers, made.spills[0], made.spills[1]);
+            }
+        }
         let mut rows = vec![];
         let (mut flops, mut bytes) = (0.0, 0.0);
         for (i, (p, k)) in o.programs.iter().zip(&kernels).enumerate() {

@@ -183,6 +183,7 @@ impl<'a> Form<'a> {
                             // The carried sum and the tile's.
                             Stmt::Let(v, Op::Map(Elementwise::Add, x)) if x.contains(&c.inside) && x.iter().any(|y| matches!(inside.get(y), Some(Value::Sum(ValueId(u32::MAX))))) => _ = inside.insert(*v, Value::Sum(*v)),
                             Stmt::Let(v, op @ (Op::Load(_) | Op::Map(Elementwise::Convert(_), _))) => Form::value(p, *v, op, &mut inside, &mut sum)?,
+                            Stmt::Let(_, op @ (Op::Map(..) | Op::Reduce(..) | Op::Fill { .. })) => return Err(format!("it computes {}", what(op))),
                             _ => return Err("a loop that does more than one sum of products".into()),
                         }
                     }

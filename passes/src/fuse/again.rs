@@ -19,8 +19,6 @@ const STORED: f64 = 16.0;
 const LAUNCH: f64 = 262_144.0;
 /// Fewer operations an element are done beside the loads.
 const LITTLE: f64 = 4.0;
-/// The same where matrix units read narrow operands as they stand in memory: an operand that is made passes through registers, from wider numbers.
-const STANDING: f64 = 0.5;
 /// The longest sum inside a loop over weights: an instance copies them for its rows (12 bytes an element of the sum and of x), which
 /// for about 192 rows is as much as writing and reading what they make.
 const INSIDE: f64 = 128.0;
@@ -94,7 +92,6 @@ impl Partition<'_> {
 
     /// An operand of products that instances along an axis which it has not would all make.
     fn in_instances(&self, eqns: &[&Eqn], k: &Kernel) -> Option<Why> {
-        let little = if self.options.fits.is_some() && self.options.operands.bytes() < 4 { STANDING } else { LITTLE };
         for e in eqns.iter().filter(|e| matches!(e.op, Prim::Contract(_))) {
             for a in e.args.iter().filter(|a| self.read(**a).is_none()) {
                 let lacks: Vec<&Axis> = k.parallel.iter().filter(|p| !self.f.ty(*a).has(&p.name)).collect();
@@ -106,7 +103,7 @@ impl Partition<'_> {
                     // What it reads is read by each pass; itself it would be read once.
                     cost += k.stats.keys().filter(|v| behind.contains(v)).map(|v| self.elements_read(*v, k)).sum::<f64>() + self.elements_read(*a, k) - elements;
                 }
-                if cost > little * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
+                if cost > LITTLE * elements && cost * (times - 1.0) > STORED * elements + LAUNCH && self.bounded(*a) {
                     let axes: Vec<&str> = lacks.iter().map(|p| &*p.name).collect();
                     return Some(Why::Cut(vec![*a], format!("instances along {} would make it, {:.0} operations an element each time", axes.join(", "), cost / elements)));
                 }
