@@ -30,8 +30,8 @@ pub struct Args {
     /// Sizes to fix; others are drawn from 1..7
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
-    /// Machines that are compared with the reference: the tile interpreter, this CPU, the PTX machine
-    #[arg(long, default_value = "interp,cpu", value_delimiter = ',', value_parser = ["interp", "cpu", "sim"])]
+    /// Machines that are compared with the reference: the tile interpreter, this CPU, the PTX machine, the first CUDA device
+    #[arg(long, default_value = "interp,cpu", value_delimiter = ',', value_parser = ["interp", "cpu", "sim", "cuda"])]
     on: Vec<String>,
     /// Random cases
     #[arg(long, default_value_t = 10)]
@@ -101,6 +101,9 @@ fn assert(file: PathBuf, transforms: Transforms, cases: u64) {
 /// # Errors
 /// What is wrong with the program, or the cases that are bad, each with the command that replays it.
 pub fn run(a: &Args) -> Result<(), String> {
+    if a.on.iter().any(|n| n == "cuda") {
+        device()?;
+    }
     let report = check(a);
     if let Some(path) = &a.junit {
         let xml = junit::xml(&a.file.display().to_string(), &report).map_err(|e| format!("junit: {e}"))?;
@@ -234,6 +237,14 @@ fn print_table(report: &Report) {
     refusals.iter().for_each(|r| println!("{r}"));
 }
 
+/// A device that is not there refuses no program: it is said before.
+fn device() -> Result<(), String> {
+    #[cfg(feature = "cuda")]
+    return runtime::cuda::first().map(drop).map_err(|e| format!("check: --on cuda: {e}"));
+    #[cfg(not(feature = "cuda"))]
+    Err("check: --on cuda: built without the feature `cuda`".into())
+}
+
 fn print_json(report: &Report) {
     let cases: Vec<_> = report
         .rows
@@ -245,7 +256,7 @@ fn print_json(report: &Report) {
             json!({
                 "function": r.function, "mode": r.figures.mode.name(), "seed": r.seed, "dims": dims, "order": r.figures.order,
                 "difference": (r.figures.mode == Mode::Jvp).then_some(r.figures.difference), "dot_products": (r.figures.mode == Mode::Vjp).then_some(r.figures.difference), "linearity": r.figures.linearity,
-                "interp": error("interp"), "cpu": error("cpu"), "sim": error("sim"), "refused": refused, "good": r.faults.is_empty(),
+                "interp": error("interp"), "cpu": error("cpu"), "sim": error("sim"), "cuda": error("cuda"), "refused": refused, "good": r.faults.is_empty(),
             })
         })
         .collect();

@@ -1,11 +1,14 @@
 //! `iteration`: rCM of a video network from its configuration alone, with random weights and data: how long a student's and a critic's turn take, part by part, and what memory they need,
 //! said before anything runs and measured afterwards.
 
+use codegen::assembler::Assembler;
 use ir::dim::Name;
 use ir::tensor::{Tensor, TensorData};
 use ir::tile::cost::cost;
 use ir::types::DType;
+use ir::tile::product::product;
 use pushforward::input::dims;
+use runtime::libraries::Libraries;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -50,6 +53,9 @@ pub struct Args {
     /// Say what it needs, and which kernels have a thread for each element, instead of running it: needs no device
     #[arg(long)]
     explain: bool,
+    /// With --explain, assemble every kernel and name those that spill registers
+    #[arg(long, requires = "explain")]
+    assemble: bool,
     /// The architecture for --explain
     #[arg(long, default_value = "sm_90a")]
     target: String,
@@ -59,6 +65,9 @@ pub struct Args {
     /// Say at the end where the student's time goes on the device: its slowest kernels, so many of each program
     #[arg(long, default_value_t = 0, value_name = "N")]
     profile: usize,
+    /// Products of matrices by a library: where cuBLASLt is faster, timed once per device and sizes; never; or wherever it can
+    #[arg(long, default_value = "measured", value_parser = Libraries::NAMES)]
+    library: String,
     /// Print JSON, a line an iteration
     #[arg(long)]
     json: bool,
@@ -143,7 +152,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         network = network.with(name, *size);
     }
     n.check(&network.dims).map_err(|e| e.to_string())?;
-    let options = Options { on, dtype, checkpoint: Checkpoint::Operands, ..Options::default() };
+    let options = Options { on, dtype, checkpoint: Checkpoint::Operands, libraries: Libraries::named(&a.library).unwrap_or_default(), ..Options::default() };
 
     let shapes: BTreeMap<Name, Vec<usize>> = n.weights.iter().map(|w| (w.name.clone(), w.shape.clone())).collect();
     let start = Instant::now();
@@ -247,12 +256,36 @@ pub fn run(a: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// A kernel, and what all its launches in a run of its program do.
+struct Row {
+    /// What multiplies: `warpgroups`, `warps`, `each` (a thread for each element), `lanes`.
+    form: &'static str,
+    name: String,
+    flops: f64,
+    bytes: f64,
+    /// Why it has a thread for each element.
+    each: Option<String>,
+    /// Sizes of the product that it is, else what it has besides.
+    product: Result<[u64; 4], String>,
+}
+
 /// Programs and their kernels, compiled for the target; those with a thread for each element by what they do in a run.
 fn explain(a: &Args, outlines: &[Outline], need: &Need) -> Result<(), String> {
     let target = codegen::GpuTarget::named(&a.target).map_err(|e| e.to_string())?;
+    let assembler = match a.assemble {
+        true => Some(Assembler::find().ok_or("--assemble: there is no ptxas (./dev ptxas installs it)")?),
+        false => None,
+    };
     let mut said = vec![];
     for o in outlines {
         let kernels = compile(&o.programs, &target, &o.plan.dims)?;
+        for k in kernels.iter().filter(|_| !a.json) {
+            let Some(made) = assembler.as_ref().map(|x| x.assemble(&k.ptx, &target.name)).transpose()? else { break };
+            let serialised = if made.said.contains("C75") { "; products are serialised" } else { "" };
+            if made.spills != [0, 0] || !serialised.is_empty() {
+                println!("  {} of {}: {} registers, {} and {} bytes spilled{serialised}", k.signature.symbol, o.what, made.registers, made.spills[0], made.spills[1]);
+            }
+        }
         let mut rows = vec![];
         let (mut flops, mut bytes) = (0.0, 0.0);
         for (i, (p, k)) in o.programs.iter().zip(&kernels).enumerate() {
@@ -261,20 +294,27 @@ fn explain(a: &Args, outlines: &[Outline], need: &Need) -> Result<(), String> {
             let (f, b) = (c.flops as f64 * launches, c.bytes() as f64 * launches);
             (flops, bytes) = (flops + f, bytes + b);
             let form = if k.ptx.contains("wgmma") { "warpgroups" } else if k.ptx.contains("mma.sync") { "warps" } else if k.each.is_some() { "each" } else { "lanes" };
-            rows.push((form, p.name.to_string(), f, b, k.each.clone()));
+            let plain = product(p, &o.plan.dims);
+            rows.push(Row { form, name: p.name.to_string(), flops: f, bytes: b, each: k.each.clone(), product: plain.map(|p| p.sizes) });
         }
-        rows.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.3.total_cmp(&a.3)));
-        let share = |form: &str| rows.iter().filter(|r| r.0 == form).map(|r| r.2).sum::<f64>() / flops;
+        rows.sort_by(|a, b| b.flops.total_cmp(&a.flops).then(b.bytes.total_cmp(&a.bytes)));
+        let plain = rows.iter().filter(|r| r.product.is_ok()).map(|r| r.flops).sum::<f64>() / flops;
+        let share = |form: &str| rows.iter().filter(|r| r.form == form).map(|r| r.flops).sum::<f64>() / flops;
         if !a.json {
             println!(
-                "{}: {} launches of {} kernels, {:.1} TFLOP, {:.1} GB; operations by warpgroups {:.1} %, by warps {:.1} %, without matrix units {:.2} %, a thread for each element {:.2} %",
-                o.what, o.plan.launches.len(), o.programs.len(), flops / 1e12, bytes / 1e9, 100.0 * share("warpgroups"), 100.0 * share("warps"), 100.0 * share("lanes"), 100.0 * share("each")
+                "{}: {} launches of {} kernels, {:.1} TFLOP, {:.1} GB; operations by warpgroups {:.1} %, by warps {:.1} %, without matrix units {:.2} %, a thread for each element {:.2} %; in kernels that are plain products {:.1} %",
+                o.what, o.plan.launches.len(), o.programs.len(), flops / 1e12, bytes / 1e9, 100.0 * share("warpgroups"), 100.0 * share("warps"), 100.0 * share("lanes"), 100.0 * share("each"), 100.0 * plain
             );
-            for (_, name, f, b, why) in rows.iter().filter(|r| r.0 == "each") {
-                println!("  {name}: a thread for each element, {:.3} GFLOP, {:.1} MB; {}", f / 1e9, b / 1e6, why.as_deref().unwrap_or(""));
+            for r in rows.iter().filter(|r| r.form == "each") {
+                println!("  {}: a thread for each element, {:.3} GFLOP, {:.1} MB; {}", r.name, r.flops / 1e9, r.bytes / 1e6, r.each.as_deref().unwrap_or(""));
+            }
+            for r in &rows {
+                if let Ok([m, n, k, batch]) = r.product {
+                    println!("  {}: a plain product of {m} x {n} x {k}{}, by {}, {:.2} TFLOP", r.name, if batch > 1 { format!(", {batch} of them") } else { String::new() }, r.form, r.flops / 1e12);
+                }
             }
         }
-        let list: Vec<_> = rows.iter().map(|(form, name, f, b, why)| json!({"kernel": name, "form": form, "flops": f, "bytes": b, "why": why})).collect();
+        let list: Vec<_> = rows.iter().map(|r| json!({"kernel": r.name, "form": r.form, "flops": r.flops, "bytes": r.bytes, "why": r.each, "product": r.product.as_ref().ok(), "no_product": r.product.as_ref().err()})).collect();
         said.push(json!({"program": o.what, "launches": o.plan.launches.len(), "arena": o.plan.arena, "flops": flops, "bytes": bytes, "kernels": list}));
     }
     if a.json {

@@ -14,6 +14,8 @@ use ir::types::DType;
 use passes::fuse::{Fused, Options};
 use runtime::cache::{Cache, Source};
 use runtime::cpu::{Execution, Kernel, Pool};
+#[cfg(feature = "cuda")]
+use runtime::libraries::Libraries;
 use runtime::plan::Plan;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -135,24 +137,66 @@ pub fn in_sim(k: &codegen::nvptx::Compiled, dims: &Bindings, x: &[Tensor]) -> Re
     }
 }
 
-/// Results on the first CUDA device; with `tf32`, products of f32 matrices may round their operands to that.
+/// A function on the first CUDA device.
 #[cfg(feature = "cuda")]
-pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, tf32: bool) -> Result<Vec<Tensor>, String> {
-    let gpu = std::rc::Rc::new(runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?);
-    let (device, mut target) = cuda_target()?;
-    target.tf32 = tf32;
-    let (plan, kernels) = planned(f, dims, dtype, &|p| crate::tune::kept(p, &target, &device, dims))?;
-    let load = |k: &codegen::nvptx::Compiled| runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature).map(std::rc::Rc::new);
-    let kernels = kernels.iter().map(load).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-    let ready = runtime::cuda::Execution::new(&gpu, plan, kernels).map_err(|e| e.to_string())?;
-    let run = || -> Result<Vec<Tensor>, Error> {
-        for (i, (t, b)) in inputs.iter().zip(&ready.plan().params).enumerate() {
-            ready.set(i, &t.convert(ready.plan().buffers[*b].dtype))?;
-        }
-        ready.run()?;
-        (0..f.results.len()).map(|i| ready.result(i)).collect()
-    };
-    run().map_err(|e| e.to_string())
+pub struct OnCuda {
+    /// Ready to run.
+    pub execution: runtime::cuda::Execution,
+    /// Its launches as block programs.
+    pub sequence: Sequence,
+    /// Each kernel, and how it runs: generated, or by a library.
+    pub by: Vec<(String, String)>,
+}
+
+#[cfg(feature = "cuda")]
+impl OnCuda {
+    /// Compiles and loads; with `tf32`, products of f32 matrices may round their operands to that.
+    ///
+    /// # Errors
+    /// No device; those of compilation and of the driver.
+    pub fn new(f: &Function, dims: &Bindings, dtype: DType, tf32: bool, libraries: Libraries) -> Result<OnCuda, String> {
+        let gpu = std::rc::Rc::new(runtime::cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?);
+        let (device, mut target) = cuda_target()?;
+        target.tf32 = tf32;
+        let sequence = sequence(f, &self::gpu(dims, dtype))?;
+        let ready = || -> Result<_, Error> {
+            let load = |p: &Program| crate::tune::kept(p, &target, &device, dims).and_then(|k| runtime::cuda::Kernel::load(&gpu, k.ptx.as_bytes(), &k.signature)).map(std::rc::Rc::new);
+            let kernels = sequence.programs.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+            let choices = runtime::cuda::choose(&gpu, libraries, &sequence.programs, &kernels, dims, codegen::BUILD, &Cache::from_env())?;
+            trainer::program::gpu::note_missing(&choices);
+            let by = |(i, p): (usize, &Program)| (p.name.to_string(), choices.iter().find(|c| c.kernel == i).map(|c| c.words()).filter(|w| !w.is_empty()).unwrap_or_else(|| "generated".into()));
+            let by = sequence.programs.iter().enumerate().map(by).collect();
+            Ok((runtime::cuda::Execution::new(&gpu, Plan::new(&sequence, dims)?, kernels)?.with(&choices), by))
+        };
+        let (execution, by) = ready().map_err(|e| e.to_string())?;
+        Ok(OnCuda { execution, sequence, by })
+    }
+    /// Puts inputs where its kernels read them.
+    ///
+    /// # Errors
+    /// A tensor that does not fit; the driver's.
+    pub fn set(&self, inputs: &[Tensor]) -> Result<(), String> {
+        let plan = self.execution.plan();
+        inputs.iter().zip(&plan.params).enumerate().try_for_each(|(i, (t, b))| self.execution.set(i, &t.convert(plan.buffers[*b].dtype))).map_err(|e| e.to_string())
+    }
+    /// Results on those inputs.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn run(&self) -> Result<Vec<Tensor>, String> {
+        self.execution.run().and_then(|()| (0..self.execution.plan().results.len()).map(|i| self.execution.result(i)).collect()).map_err(|e| e.to_string())
+    }
+}
+
+/// Results on the first CUDA device, and how each kernel ran.
+///
+/// # Errors
+/// Those of [`OnCuda`].
+#[cfg(feature = "cuda")]
+pub fn cuda(f: &Function, inputs: &[Tensor], dims: &Bindings, dtype: DType, tf32: bool, libraries: Libraries) -> Result<(Vec<Tensor>, Vec<(String, String)>), String> {
+    let ready = OnCuda::new(f, dims, dtype, tf32, libraries)?;
+    ready.set(inputs)?;
+    Ok((ready.run()?, ready.by))
 }
 
 /// The first CUDA device's name, and the architecture to compile for.

@@ -6,6 +6,7 @@ use pushforward::input::{Transform, Transforms, dims, save, tensors};
 use ir::dim::{Bindings, Name};
 use ir::tensor::Tensor;
 use ir::types::DType;
+use runtime::libraries::Libraries;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,9 @@ pub struct Args {
     /// Say where the time goes, kernel by kernel, beside what the machine can do (on the CPU; the median of --runs)
     #[arg(long)]
     profile: bool,
+    /// Products of matrices by a library on a CUDA device: where cuBLASLt is faster, timed once per device and sizes; never; or wherever it can
+    #[arg(long, default_value = "measured", value_parser = Libraries::NAMES)]
+    library: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -109,7 +113,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     n.check(&bound).map_err(|e| e.to_string())?;
 
     let start = Instant::now();
-    let mut program = Program::new(&n.function, &transforms, &bound, &Options { on, dtype, ..Options::default() })?;
+    let mut program = Program::new(&n.function, &transforms, &bound, &Options { on, dtype, libraries: Libraries::named(&a.library).unwrap_or_default(), ..Options::default() })?;
     for (w, file) in n.weights.iter().zip(&names) {
         let t = weights.tensor(file)?.reshape(&w.shape).map_err(|e| format!("{file}: {e}"))?;
         program.set(&w.name, &t)?;
@@ -157,7 +161,7 @@ pub fn run(a: &Args) -> Result<(), String> {
             "{}",
             json!({
                 "network": config.class(), "on": a.on, "dtype": dtype.name(), "dims": dims, "parameters": n.parameters(), "seconds": seconds, "preparation_seconds": prepared,
-                "kernels": program.kernels(), "launches": program.launches(), "peak_bytes": program.peak_bytes(), "results": list, "not_read": left, "ignored_weights": weights.ignored(),
+                "kernels": program.kernels(), "launches": program.launches(), "peak_bytes": program.peak_bytes(), "products": products(&program), "results": list, "not_read": left, "ignored_weights": weights.ignored(),
                 "profile": profile.as_ref().map(|p| json!({"fma_peak": p.peak, "copy_bandwidth": p.bandwidth, "kernels": p.rows.iter().map(|r| json!({
                     "kernel": r.kernel, "launches": r.launches, "seconds": r.seconds, "flops": r.cost.flops, "bytes": r.cost.bytes(), "of_roof": p.share(r),
                 })).collect::<Vec<_>>()})),
@@ -171,11 +175,17 @@ pub fn run(a: &Args) -> Result<(), String> {
         for (n, t) in &out {
             println!("  {n:<10} {:?}  norm {:.9e}", t.shape(), norm(t));
         }
+        program.products().iter().for_each(|(kernel, by)| println!("  {kernel}: {by}"));
         if let Some(p) = &profile {
             println!("{p}");
         }
     }
     Ok(())
+}
+
+/// Kernels that are plain products, and what runs them.
+fn products(p: &Program) -> serde_json::Value {
+    p.products().iter().map(|(kernel, by)| json!({"kernel": kernel, "by": by})).collect()
 }
 
 /// The configuration: `--config`, else the folder's.

@@ -6,6 +6,7 @@ use ir::tensor::Tensor;
 use ir::types::DType;
 use runtime::cache::Cache;
 use runtime::cpu::Pool;
+use runtime::libraries::Libraries;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +26,9 @@ pub struct Args {
     /// Products of f32 matrices on a GPU (`sim`, `cuda`): exact, or on tensor cores with operands rounded to tf32; then differences to the reference are printed
     #[arg(long, default_value = "exact", value_parser = ["exact", "tf32"])]
     math: String,
+    /// Products of matrices by a library (`cuda`): where cuBLASLt is faster, timed once per device and sizes; never; or wherever it can
+    #[arg(long, default_value = "measured", value_parser = Libraries::NAMES)]
+    library: String,
     /// Sizes, `I=128,J=64`
     #[arg(long, value_name = "NAME=N")]
     dim: Vec<String>,
@@ -89,11 +93,14 @@ pub fn run(a: &Args) -> Result<(), String> {
         "cpu" => {
             let c = machine::cpu(&f, &bindings, dtype, &Cache::from_env())?;
             let (pool, loaded) = (Pool::from_env(), start.elapsed().as_secs_f64());
-            (machine::run_cpu(&c, &pool, &inputs, &bindings)?, loaded, c.origins())
+            (machine::run_cpu(&c, &pool, &inputs, &bindings)?, loaded, c.origins().into_iter().map(|(n, from)| (n, format!("from the {from}"))).collect())
         }
         "sim" => (machine::sim(&f, &inputs, &bindings, dtype, if tf32 { "sm_90a+tf32" } else { "sm_90a" })?, 0.0, vec![]),
         #[cfg(feature = "cuda")]
-        "cuda" => (machine::cuda(&f, &inputs, &bindings, dtype, tf32)?, 0.0, vec![]),
+        "cuda" => {
+            let (out, by) = machine::cuda(&f, &inputs, &bindings, dtype, tf32, Libraries::named(&a.library).unwrap_or_default())?;
+            (out, 0.0, by)
+        }
         #[cfg(not(feature = "cuda"))]
         "cuda" => return Err("run: built without the feature `cuda`".into()),
         "interp" => (machine::interp(&f, &inputs, &bindings, dtype)?, 0.0, vec![]),
@@ -114,12 +121,15 @@ pub fn run(a: &Args) -> Result<(), String> {
     if a.json {
         let results: Vec<_> = f.results.iter().zip(&out).map(|(r, t)| json!({"name": &*r.name, "dtype": t.dtype().name(), "shape": t.shape(), "norm": norm(t)})).collect();
         let dims: BTreeMap<String, i64> = bindings.iter().map(|(k, v)| (k.to_string(), *v)).collect();
-        let kernels: Vec<_> = kernels.iter().map(|(name, from)| json!({"name": name, "from": from})).collect();
+        let kernels: Vec<_> = kernels.iter().map(|(name, from)| json!({"name": name, "from": from.strip_prefix("from the ").unwrap_or(from)})).collect();
         println!("{}", json!({"function": &*f.name, "on": a.on, "dtype": a.dtype, "dims": dims, "seconds": seconds, "preparation_seconds": preparation, "kernels": kernels, "results": results, "math": a.math, "errors": errors}));
     } else {
-        let kernels: Vec<String> = kernels.iter().map(|(name, from)| format!("{name} from the {from}")).collect();
-        let prepared = if kernels.is_empty() { String::new() } else { format!(" (after {:.1} ms for {})", preparation * 1e3, kernels.join(", ")) };
+        let kernels: Vec<String> = kernels.iter().map(|(name, from)| format!("{name} {from}")).collect();
+        let prepared = if kernels.is_empty() || a.on == "cuda" { String::new() } else { format!(" (after {:.1} ms for {})", preparation * 1e3, kernels.join(", ")) };
         println!("{} on {}, {:.3} ms{prepared}", f.name, a.on, seconds * 1e3);
+        if a.on == "cuda" {
+            kernels.iter().for_each(|k| println!("  {k}"));
+        }
         for (i, (r, t)) in f.results.iter().zip(&out).enumerate() {
             let off = errors.as_ref().map_or(String::new(), |e| format!(", off by {:.1e} of the reference", e[i]));
             println!("  {:<10} {:?}  norm {:.9e}{off}", r.name, t.shape(), norm(t));

@@ -133,6 +133,15 @@ impl TensorMap {
     }
 }
 
+/// A kernel for a GPU.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GpuArtifact {
+    /// An assembled module for one architecture, or PTX text, which the driver compiles.
+    pub code: Vec<u8>,
+    /// How to launch it.
+    pub signature: GpuSignature,
+}
+
 impl GpuSignature {
     /// Whether the kernel may run where dimensions have these numbers.
     ///

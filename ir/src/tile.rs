@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub mod cost;
 pub mod interp;
 pub mod print;
+pub mod product;
 pub mod sequence;
 pub mod verify;
 

@@ -3,8 +3,9 @@
 //!
 //! An entry is `magic, SHA-256 of the rest, JSON`. It is written beside its place and renamed, so a reader sees all of it or nothing.
 
-use ir::artifact::Artifact;
 use ir::tile::Program;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of `build`; the cache itself never fails, it says so in [`Source`].
-    pub fn get_or_build<E>(&self, key: &str, build: impl FnOnce() -> Result<Artifact, E>) -> Result<(Artifact, Source), E> {
+    pub fn get_or_build<T: Serialize + DeserializeOwned, E>(&self, key: &str, build: impl FnOnce() -> Result<T, E>) -> Result<(T, Source), E> {
         let Some(folder) = &self.folder else { return Ok((build()?, Source::NotKept("no cache folder".into()))) };
         let path = folder.join(key);
         let found = match std::fs::read(&path) {
@@ -82,7 +83,7 @@ impl Cache {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Artifact, String> {
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is not one of ours, or of another version")?;
     if rest.len() < 32 {
         return Err("it is cut short".into());
@@ -94,7 +95,7 @@ fn decode(bytes: &[u8]) -> Result<Artifact, String> {
     serde_json::from_slice(body).map_err(|e| format!("it does not parse: {e}"))
 }
 
-fn keep(folder: &Path, path: &Path, artifact: &Artifact) -> std::io::Result<()> {
+fn keep<T: Serialize>(folder: &Path, path: &Path, artifact: &T) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let body = serde_json::to_vec(artifact)?;
     let mut bytes = MAGIC.to_vec();
@@ -108,7 +109,7 @@ fn keep(folder: &Path, path: &Path, artifact: &Artifact) -> std::io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ir::artifact::Signature;
+    use ir::artifact::{Artifact, Signature};
 
     fn artifact() -> Artifact {
         let signature = Signature { symbol: "k".into(), buffers: vec![], dims: vec![], grid: vec![], scratch_fixed: 0, scratch_panel: 0, max_panels: 1 };

@@ -1,10 +1,14 @@
 //! CUDA devices through the driver. The driver is loaded when it is first asked for, so that a program with this feature builds without a
 //! toolkit and starts on machines without a GPU; everything here says `no driver` there.
 
+mod choice;
 mod execution;
+mod library;
 mod stream;
 
+pub use choice::{Choice, Times, choose};
 pub use execution::{Execution, Place};
+pub use library::Routine;
 pub use stream::{Gpu, Kernel, Memory};
 
 use cudarc::driver::{result, sys};
@@ -73,6 +77,10 @@ impl Device {
             (major, _) if major >= 8 => Ok("sm_80"),
             other => Err(format!("cuda: compute capability {other:?} of {} is below 8.0", self.name)),
         }
+    }
+    /// Whether it runs what is assembled for that architecture: later ones run its text only.
+    pub fn runs_assembled(&self) -> bool {
+        matches!(self.compute, (9, 0) | (10, 0) | (8, _))
     }
 }
 

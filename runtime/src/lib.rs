@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod cpu;
+pub mod libraries;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod memory;

@@ -120,9 +120,11 @@ impl Drawn {
             From::Below(n) => (n as f64 * uniform()).floor(),
         };
         let n: usize = shape.iter().product();
+        // Converted once: sequences of 32 k are tensors of tens of millions.
         let period: Vec<f64> = (0..n.min(1_000_003)).map(|_| one()).collect();
-        let data: Vec<f64> = (0..n).map(|i| period[i % period.len()]).collect();
-        Tensor::from_f64(dtype, shape, &data)
+        let period = Tensor::from_f64(dtype, &[period.len()], &period)?.to_bytes();
+        let bytes: Vec<u8> = period.iter().copied().cycle().take(n * dtype.bytes()).collect();
+        Tensor::from_bytes(dtype, shape, &bytes)
     }
 }
 

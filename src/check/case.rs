@@ -100,7 +100,7 @@ const ORDER: f64 = 1.7;
 const SURE: f64 = 1e-8;
 const LINEARITY: f64 = 1e-10;
 /// Machines, the element type they get, and the bound on their error.
-pub const MACHINES: [(&str, DType, f64); 3] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5), ("sim", DType::F32, 2e-5)];
+pub const MACHINES: [(&str, DType, f64); 4] = [("interp", DType::F64, 1e-10), ("cpu", DType::F32, 2e-5), ("sim", DType::F32, 2e-5), ("cuda", DType::F32, 2e-5)];
 /// A machine may be off by as many times what the arithmetic of its type loses on the very case, where sums cancel.
 const LOSS: f64 = 4.0;
 
@@ -386,6 +386,8 @@ fn against(g: &Function, machine: usize, inputs: &[Tensor], sizes: &Bindings) ->
     let got = match name {
         "cpu" => crate::machine::cpu(g, sizes, dtype, &Cache::new(None)).and_then(|c| crate::machine::run_cpu(&c, &Pool::new(1), &rounded, sizes)),
         "sim" => crate::machine::sim(g, &rounded, sizes, dtype, "sm_90a"),
+        #[cfg(feature = "cuda")]
+        "cuda" => crate::machine::cuda(g, &rounded, sizes, dtype, false, Default::default()).map(|r| r.0),
         _ => interp(),
     };
     match got.map(worst) {

@@ -4,6 +4,8 @@
 //! kernels read; what changes from run to run (latents, times, tangents, cotangents) is given to [`Program::run`].
 
 #[cfg(feature = "jit")]
+pub mod code;
+#[cfg(feature = "jit")]
 mod cpu;
 #[cfg(feature = "jit")]
 pub mod flat;
@@ -20,6 +22,7 @@ use ir::reference::evaluate;
 use ir::tensor::Tensor;
 use ir::types::{DType, Type};
 pub use passes::ad::{Checkpoint, Transform};
+use runtime::libraries::Libraries;
 use runtime::plan::Plan;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -60,6 +63,8 @@ pub struct Options {
     pub checkpoint: Checkpoint,
     /// Parameters and results that are stored in another type than that, by name.
     pub stored: BTreeMap<Name, DType>,
+    /// Whether a library's routines may take the place of generated kernels on a CUDA device.
+    pub libraries: Libraries,
     /// Threads; `None` for what `PUSHFORWARD_THREADS` says, else all cores.
     pub threads: Option<usize>,
 }
@@ -73,7 +78,7 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), stored: BTreeMap::new(), threads: None }
+        Options { on: On::default(), dtype: DType::F32, checkpoint: Checkpoint::default(), stored: BTreeMap::new(), libraries: Libraries::Never, threads: None }
     }
 }
 
@@ -312,7 +317,18 @@ impl Program {
             list.iter().enumerate().filter(|(_, p)| names.contains(&&*p.name)).for_each(|(i, _)| g.free(result, i));
         }
     }
-    /// On a CUDA device, with what the last run was given: each kernel, how often it is launched, and the seconds of all its launches; the slowest first.
+    /// On a CUDA device, how kernel number `kernel` of the plan runs, where a library has a routine for it; else nothing.
+    #[cfg(feature = "jit")]
+    fn by(&self, kernel: usize) -> String {
+        if let Machine::Gpu(g) = &self.machine { g.by(kernel) } else { String::new() }
+    }
+    /// Each kernel of the plan that a library has a routine for, and how it runs on the device.
+    #[cfg(feature = "jit")]
+    pub fn products(&self) -> Vec<(String, String)> {
+        let names = self.plan().map_or(&[][..], |p| &p.kernels);
+        names.iter().enumerate().map(|(i, n)| (n.to_string(), self.by(i))).filter(|(_, by)| !by.is_empty()).collect()
+    }
+    /// On a CUDA device, with what the last run was given: each kernel with how it runs, how often it is launched, and the seconds of all its launches; the slowest first.
     ///
     /// # Errors
     /// The driver's; another machine.
@@ -320,7 +336,7 @@ impl Program {
     pub fn device_profile(&self) -> Result<Vec<(String, usize, f64)>, String> {
         let Machine::Gpu(g) = &self.machine else { return Err("a device is timed, and this machine is none".into()) };
         let (plan, seconds) = (g.plan(), g.profile()?);
-        let mut rows: Vec<(String, usize, f64)> = plan.kernels.iter().map(|n| (n.to_string(), 0, 0.0)).collect();
+        let mut rows: Vec<(String, usize, f64)> = plan.kernels.iter().enumerate().map(|(i, n)| (format!("{n}{}", Some(self.by(i)).filter(|b| !b.is_empty()).map_or(String::new(), |b| format!(" ({b})"))), 0, 0.0)).collect();
         for (l, s) in plan.launches.iter().zip(seconds) {
             let row = &mut rows[l.kernel];
             (row.1, row.2) = (row.1 + 1, row.2 + s);

@@ -1,11 +1,11 @@
 //! Schedules: what a kernel may choose, and the choice without measurements.
 
 use super::layout::Fragment;
-use super::plan::{Dot, Plan, Roles, Step, Stream, roles};
+use super::plan::{Dot, Plan, Roles, Step, Stream, roles, walk};
 use crate::Error;
 use crate::target::GpuTarget;
-use ir::dim::Bindings;
-use ir::tile::{AxisId, Op, Program, Role, ValueId};
+use ir::dim::{Bindings, Dim};
+use ir::tile::{AxisId, Op, Program, Role, Stmt, ValueId};
 use ir::types::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -416,6 +416,16 @@ fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
     let vector = 16 / widest;
     let longest = p.axes.iter().filter_map(|a| if let Role::Full(n) = a.role { Some(n) } else { None }).max();
     let streamed = p.axes.iter().any(|a| matches!(a.role, Role::Stream(_)));
+    // Sums down columns: what is streamed is far apart in memory, rows lie side by side. A lane has a row, warps share out what is streamed: there are few rows, and much is in flight.
+    if let Some(r) = rows
+        && streamed
+        && longest.is_none_or(|n| n == 1)
+        && down_columns(p, r)
+    {
+        for slots in [16, 8, 4] {
+            out.push(Schedule::of(Fragment { warps: [1, 8], lanes: 1, vector: 1, rows: 1 }, 8, 8 * slots, 1));
+        }
+    }
     let (mut lanes, mut warps) = (32, 1);
     if let (Some(n), false) = (longest, streamed) {
         while lanes > 1 && lanes * vector / 2 >= n {
@@ -444,6 +454,17 @@ fn candidates((p, rows, dots): &Roles, tf32: bool) -> Vec<Schedule> {
 /// Whether a loop reduces rows.
 fn reduces(plan: &Plan) -> bool {
     plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(|s| matches!(s, Step::Let(_, Op::Reduce(..))))))
+}
+
+/// Whether what is loaded along a streamed axis lies side by side along the rows `r`.
+fn down_columns(p: &Program, r: AxisId) -> bool {
+    let mut yes = false;
+    walk(&p.body, &mut |s| {
+        if let Stmt::Let(_, Op::Load(v)) = s {
+            yes |= v.stride(r).is_some_and(Dim::is_one) && v.strides.iter().any(|(a, _)| matches!(p.axis(*a).role, Role::Stream(_)));
+        }
+    });
+    yes
 }
 
 /// Values with columns that a loop carries.

@@ -68,24 +68,13 @@ fn rounded(p: &Program) -> BTreeSet<usize> {
         return all;
     }
     let mut loads: BTreeMap<ValueId, BufferId> = BTreeMap::new();
-    let mut otherwise: BTreeSet<ValueId> = BTreeSet::new();
-    walk(&p.body, &mut |s| match s {
-        Stmt::Let(v, Op::Load(view)) => _ = loads.insert(*v, view.buffer),
-        Stmt::Let(_, Op::Map(Elementwise::Convert(d), _)) if *d == p.operands => {}
-        Stmt::Let(_, Op::Map(_, args)) => otherwise.extend(args),
-        Stmt::Let(_, Op::Reduce(_, x, _)) => _ = otherwise.insert(*x),
-        Stmt::Let(_, Op::Dot { init, .. }) => otherwise.extend(init.iter().flatten()),
-        Stmt::Let(_, Op::Fill { value, keep, .. }) => {
-            otherwise.insert(*value);
-            otherwise.extend(keep.iter().flat_map(|c| c.scalars.iter().map(|s| s.0)));
-        }
-        Stmt::Let(..) => {}
-        Stmt::Store(_, v) => _ = otherwise.insert(*v),
-        Stmt::For(l) => {
-            otherwise.extend(l.within.iter().flat_map(|c| c.scalars.iter().map(|s| s.0)));
-            otherwise.extend(l.carries.iter().flat_map(|c| [c.init, c.next]));
+    walk(&p.body, &mut |s| {
+        if let Stmt::Let(v, Op::Load(view)) = s {
+            loads.insert(*v, view.buffer);
         }
     });
+    let mut otherwise = BTreeSet::new();
+    unrounded(p, &mut otherwise);
     all.extend(loads.values().map(|b| b.index()));
     for (_, b) in loads.iter().filter(|(v, _)| otherwise.contains(v)) {
         all.remove(&b.index());
@@ -93,7 +82,27 @@ fn rounded(p: &Program) -> BTreeSet<usize> {
     all
 }
 
-fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
+/// Values that something reads as they are: neither a conversion to the type of operands nor, as an operand, a dot.
+pub(super) fn unrounded(p: &Program, all: &mut BTreeSet<ValueId>) {
+    walk(&p.body, &mut |s| match s {
+        Stmt::Let(_, Op::Map(Elementwise::Convert(d), _)) if *d == p.operands => {}
+        Stmt::Let(_, Op::Map(_, args)) => all.extend(args),
+        Stmt::Let(_, Op::Reduce(_, x, _)) => _ = all.insert(*x),
+        Stmt::Let(_, Op::Dot { init, .. }) => all.extend(init.iter().flatten()),
+        Stmt::Let(_, Op::Fill { value, keep, .. }) => {
+            all.insert(*value);
+            all.extend(keep.iter().flat_map(|c| c.scalars.iter().map(|s| s.0)));
+        }
+        Stmt::Let(..) => {}
+        Stmt::Store(_, v) => _ = all.insert(*v),
+        Stmt::For(l) => {
+            all.extend(l.within.iter().flat_map(|c| c.scalars.iter().map(|s| s.0)));
+            all.extend(l.carries.iter().flat_map(|c| [c.init, c.next]));
+        }
+    });
+}
+
+pub(super) fn walk<'a>(body: &'a [Stmt], f: &mut dyn FnMut(&'a Stmt)) {
     for s in body {
         f(s);
         if let Stmt::For(l) = s {

@@ -36,6 +36,9 @@ pub fn sequence(f: &Function, options: &Options) -> Result<Sequence, Error> {
     s.function(&cut, &params.iter().map(start).collect::<Vec<_>>(), &results.iter().map(|m| Some(*m)).collect::<Vec<_>>())?;
     (s.out.params, s.out.results) = (params, results);
     let asked = f.results.iter().zip(&s.out.results).filter_map(|(r, m)| Some((*m, *options.stored.get(&r.name)?))).collect();
+    if options.fits.is_some() {
+        super::both::both(&mut s.out);
+    }
     super::narrow::narrow(&mut s.out, asked, options.fits.is_some());
     Ok(s.out)
 }

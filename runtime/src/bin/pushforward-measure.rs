@@ -1,8 +1,9 @@
-//! `pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N]`: checks and times a pack (`pushforward gpu pack`) on this machine's GPU. Needs
+//! `pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N] [--seconds N] [--resume]`: checks and times a pack (`pushforward gpu pack`) on this machine's GPU. Needs
 //! the driver, and neither a compiler nor the toolkit.
 //!
 //! Every output is poisoned with NaN before a launch. A timed kernel is launched until it has warmed up, then `N` times; median and quartiles are
 //! those of single launches between two events. Results are in their file after each case, `finished` saying whether all are there: a run that is cut off loses the case that it is at.
+//! Cases stand in the pack by their weight, the ones that say most first; `--seconds` begins no case behind that time, and `--resume` goes on behind the cases that RESULTS.json has.
 
 use runtime::cuda::{Gpu, Kernel, Memory, devices};
 use runtime::pack::{Case, Pack};
@@ -11,11 +12,12 @@ use ir::dim::Name;
 use ir::tensor::{Tensor, relative_error};
 use ir::types::DType;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
-const USAGE: &str = "usage: pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N]";
+const USAGE: &str = "usage: pushforward-measure PACK [--out RESULTS.json] [--only TEXT] [--runs N] [--seconds N] [--resume]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -24,8 +26,14 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let runs = option("--runs").and_then(|n| n.parse().ok()).unwrap_or(30);
-    match measure(Path::new(folder), option("--out").as_deref(), &option("--only").unwrap_or_default(), runs) {
+    let number = |name: &str, default: f64| match option(name) {
+        None => Ok(default),
+        Some(text) => text.parse::<f64>().ok().filter(|n| *n > 0.0).ok_or_else(|| Error::new(format!("{name}: `{text}` is no number above 0\n{USAGE}"))),
+    };
+    let asked = || -> Result<Asked, Error> {
+        Ok(Asked { out: option("--out"), only: option("--only").unwrap_or_default(), runs: number("--runs", 30.0)? as usize, seconds: number("--seconds", f64::MAX)?, resume: args.iter().any(|a| a == "--resume") })
+    };
+    match asked().and_then(|a| measure(Path::new(folder), &a)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(e) => {
@@ -35,16 +43,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<bool, Error> {
+/// What was asked for.
+struct Asked {
+    out: Option<String>,
+    only: String,
+    runs: usize,
+    seconds: f64,
+    resume: bool,
+}
+
+/// Rows of an earlier run of the same pack on the same device that were good; none without one.
+fn earlier(a: &Asked, device: &str, pack: &Pack) -> Result<Vec<Value>, Error> {
+    let Some(path) = a.out.as_ref().filter(|p| a.resume && Path::new(p).exists()) else { return Ok(vec![]) };
+    let bad = |why: &str| Error::new(format!("--resume: {path} {why}; give another --out, or leave out --resume"));
+    let text = std::fs::read(path).map_err(|e| bad(&format!("cannot be read: {e}")))?;
+    let all: Value = serde_json::from_slice(&text).map_err(|e| bad(&format!("does not parse: {e}")))?;
+    if all["device"] != device || all["toolkit"] != *pack.toolkit || all["target"] != *pack.target {
+        return Err(bad(&format!("is of {}, {}, and this is {device}, {}", all["device"], all["target"], pack.target)));
+    }
+    Ok(all["rows"].as_array().into_iter().flatten().filter(|r| r["good"] == true && pack.cases.iter().any(|c| r["case"] == *c.name)).cloned().collect())
+}
+
+fn measure(folder: &Path, a: &Asked) -> Result<bool, Error> {
+    let begun = Instant::now();
     let read = |name: &str| std::fs::read(folder.join(name)).map_err(|e| Error::new(format!("cannot read {}: {e}", folder.join(name).display())));
     let pack: Pack = serde_json::from_slice(&read("manifest.json")?).map_err(|e| Error::new(format!("manifest.json: {e}")))?;
     let found = devices().map_err(Error::new)?;
     let device = found.devices.first().ok_or_else(|| Error::new("no CUDA device"))?;
     println!("{} (sm_{}{}), driver for CUDA {}.{}; code for {}", device.name, device.compute.0, device.compute.1, found.version.0, found.version.1, pack.target);
     let gpu = Gpu::new(0)?;
-    let (mut good, mut rows): (bool, Vec<Value>) = (true, vec![]);
+    let (mut good, mut rows): (bool, Vec<Value>) = (true, earlier(a, &device.name, &pack)?);
+    let done: BTreeSet<String> = rows.iter().filter_map(|r| r["case"].as_str().map(String::from)).collect();
+    if !done.is_empty() {
+        println!("{} cases are known from before", done.len());
+    }
     let write = |rows: &[Value], finished: bool| -> Result<(), Error> {
-        let Some(path) = out else { return Ok(()) };
+        let Some(path) = &a.out else { return Ok(()) };
         let all = json!({"device": device.name, "target": pack.target, "toolkit": pack.toolkit, "generation": pack.generation, "finished": finished, "rows": rows});
         // Beside its place first: what is there is whole whenever the run ends.
         let beside = format!("{path}.part");
@@ -53,8 +87,13 @@ fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<
     };
     // A place that cannot be written is said before the first case, not behind the last.
     write(&rows, false)?;
-    for case in pack.cases.iter().filter(|c| c.name.contains(only)) {
-        let row = match one(&gpu, case, &read, runs) {
+    let mut left = 0;
+    for case in pack.cases.iter().filter(|c| c.name.contains(&a.only) && !done.contains(&c.name)) {
+        if begun.elapsed().as_secs_f64() > a.seconds {
+            left += 1;
+            continue;
+        }
+        let row = match one(&gpu, case, &read, a.runs) {
             Ok(row) => row,
             Err(e) => json!({"case": case.name, "good": false, "error": e.to_string()}),
         };
@@ -63,7 +102,10 @@ fn measure(folder: &Path, out: Option<&str>, only: &str, runs: usize) -> Result<
         rows.push(row);
         write(&rows, false)?;
     }
-    write(&rows, true)?;
+    write(&rows, left == 0)?;
+    if left > 0 {
+        println!("{left} cases are left: the time of --seconds {} is over; --resume goes on", a.seconds);
+    }
     let (exact, unlike) = rows.iter().filter_map(|r| r["elements_unlike_sim"].as_object()).fold((0, 0), |(n, bad), o| (n + 1, bad + usize::from(o.values().any(|k| *k != 0))));
     println!("{exact} cases without approximate instructions: {} have sim's bits, {unlike} others", exact - unlike);
     let bad = rows.iter().filter(|r| r["good"] != true).count();
@@ -143,8 +185,7 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
     if let Some(flops) = case.flops {
         // Every output must have been written: no poison is left, and random inputs give finite results.
         for b in case.kernels.iter().flat_map(|k| &k.signature.buffers).filter(|b| b.access == ir::tile::Access::Output) {
-            let n = memory[&b.name].0.read()?.len() / b.dtype.bytes();
-            good &= tensor(&b.name, &[n])?.to_f64().iter().all(|x| x.is_finite());
+            good &= finite(&memory[&b.name].0.read()?, b.dtype);
         }
         let once = gpu.time(launch)?;
         for _ in 0..((0.2 / once.max(1e-6)) as usize).clamp(3, 200) {
@@ -160,4 +201,31 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
         row["bytes"] = json!(case.bytes);
     }
     Ok(row)
+}
+
+/// Whether no element is infinite or no number: of floats, an exponent that is all ones. Tens of millions of elements, so no conversion.
+fn finite(bytes: &[u8], dtype: DType) -> bool {
+    let half = |ones: u16| bytes.chunks_exact(2).all(|c| u16::from_le_bytes([c[0], c[1]]) & ones != ones);
+    match dtype {
+        DType::BF16 => half(0x7f80),
+        DType::F16 => half(0x7c00),
+        DType::F32 => bytes.chunks_exact(4).all(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]).is_finite()),
+        DType::F64 => bytes.chunks_exact(8).all(|c| c.try_into().is_ok_and(|b| f64::from_le_bytes(b).is_finite())),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ir::tensor::Tensor;
+
+    #[test]
+    fn what_is_not_finite_is_seen_in_every_type() {
+        for dtype in [DType::BF16, DType::F16, DType::F32, DType::F64] {
+            let is = |x: f64| finite(&Tensor::from_f64(dtype, &[3], &[0.0, x, -1.5]).expect("a tensor").to_bytes(), dtype);
+            assert!(is(60000.0) && is(-1e-5) && !is(f64::NAN) && !is(f64::INFINITY) && !is(f64::NEG_INFINITY), "{dtype}");
+        }
+        assert!(!finite(&[0xff; 8], DType::BF16), "poison is no number");
+    }
 }

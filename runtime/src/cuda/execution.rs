@@ -2,7 +2,7 @@
 //! however many kernels it has.
 
 use super::stream::Part;
-use super::{Gpu, Kernel, Memory};
+use super::{Choice, Gpu, Kernel, Memory, Routine};
 use crate::plan::{Home, Plan};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -20,6 +20,8 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 pub struct Execution {
     plan: Plan,
     kernels: Vec<Rc<Kernel>>,
+    /// What runs in a kernel's place.
+    routines: Vec<Option<Rc<Routine>>>,
     /// Where parameters and results are: its own memory from the first time on that it is needed, or what they were bound to.
     params: RefCell<Vec<Option<Place>>>,
     results: RefCell<Vec<Option<Place>>>,
@@ -85,7 +87,18 @@ impl Execution {
         let signatures: Vec<&GpuSignature> = kernels.iter().map(|k| k.signature()).collect();
         plan.fits(&signatures)?;
         let (params, results) = (RefCell::new(vec![None; plan.params.len()]), RefCell::new(vec![None; plan.results.len()]));
-        Ok(Execution { plan, kernels, params, results, graph: RefCell::new(None), gpu: gpu.clone() })
+        let routines = vec![None; kernels.len()];
+        Ok(Execution { plan, kernels, routines, params, results, graph: RefCell::new(None), gpu: gpu.clone() })
+    }
+    /// Runs a library's routines in the place of kernels, where that was chosen.
+    pub fn with(mut self, choices: &[Choice]) -> Execution {
+        choices.iter().for_each(|c| self.routines[c.kernel] = c.routine.clone());
+        *self.graph.get_mut() = None;
+        self
+    }
+    /// Whether a library's routine runs in the place of kernel number `i`.
+    pub fn by_library(&self, i: usize) -> bool {
+        self.routines.get(i).is_some_and(Option::is_some)
     }
     /// Reads parameter number `i` from a part of memory that others may write between runs.
     ///
@@ -145,7 +158,11 @@ impl Execution {
                 Home::Nowhere => Err(nowhere()),
             }
         });
-        self.kernels[l.kernel].launch_on(stream, &parts.collect::<Result<Vec<_>, _>>()?, &plan.dims)
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        match &self.routines[l.kernel] {
+            Some(r) => r.launch_on(stream, &parts),
+            None => self.kernels[l.kernel].launch_on(stream, &parts, &plan.dims),
+        }
     }
     /// Runs one launch after the other, and says how many seconds the device took for each: what a run takes is less than their sum, which has what lies between two launches.
     ///

@@ -1,14 +1,17 @@
 //! Modules, memory, launches and events on one device's default stream: what a measurement needs, on the driver's own calls.
 
+use super::library::Library;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use ir::artifact::{GpuSignature, MapAt, TensorMap};
 use ir::diagnostic::Error;
 use ir::dim::Bindings;
+use ir::tensor::Tensor;
 use ir::types::DType;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::rc::Rc;
 
 fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
     move |e| Error::new(format!("cuda: {what}: {e}"))
@@ -19,6 +22,8 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 pub struct Gpu {
     device: sys::CUdevice,
     workspace: RefCell<Workspace>,
+    /// cuBLASLt, or why there is none, once that was asked.
+    library: RefCell<Option<Result<Rc<Library>, String>>>,
 }
 
 /// Memory that plans have in turn for what lies between their parameters and results: as large as the largest of them needs.
@@ -49,7 +54,18 @@ impl Gpu {
             let pool = result::device::get_default_mem_pool(device).map_err(failed("memory pool"))?;
             sys::cuMemPoolSetAttribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, std::ptr::from_mut(&mut keep).cast()).result().map_err(failed("memory pool"))?;
         }
-        Ok(Gpu { device, workspace: RefCell::default() })
+        Ok(Gpu { device, workspace: RefCell::default(), library: RefCell::default() })
+    }
+    /// What it is sold as.
+    pub fn name(&self) -> String {
+        result::device::get_name(self.device).unwrap_or_default()
+    }
+    /// The library for products of matrices, loaded the first time.
+    ///
+    /// # Errors
+    /// Why there is none, the same each time.
+    pub fn library(&self) -> Result<Rc<Library>, String> {
+        self.library.borrow_mut().get_or_insert_with(|| Library::open(self).map(Rc::new).map_err(|e| e.to_string())).clone()
     }
     /// Work space of at least so many bytes, shared by all that ask: its generation, which changes when it moves, and where it is. What the one before held is lost.
     ///
@@ -134,6 +150,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // Memory goes while there is a context.
         self.workspace.get_mut().memory = None;
+        *self.library.get_mut() = None;
         // SAFETY: retained in `new`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
@@ -251,14 +268,31 @@ impl Drop for Memory {
 /// A part of memory that somebody keeps alive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    address: sys::CUdeviceptr,
-    bytes: usize,
+    pub(super) address: sys::CUdeviceptr,
+    pub(super) bytes: usize,
 }
 
 impl Part {
     /// What lies behind its first bytes.
     pub(super) fn behind(self, first: usize) -> Part {
         Part { address: self.address + first as u64, bytes: self.bytes.saturating_sub(first) }
+    }
+    /// Fills bytes from `first` on with random numbers between -1 and 1 of a type of floats, one pattern over and over.
+    pub(super) fn fill_randomly(self, first: usize, bytes: usize, dtype: DType) -> Result<(), Error> {
+        const PATTERN: usize = 1 << 18;
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let numbers: Vec<f64> = (0..PATTERN).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f64 / f64::from(1 << 23) - 1.0
+        }).collect();
+        let pattern = Tensor::from_f64(dtype, &[PATTERN], &numbers)?.to_bytes();
+        let end = (first + bytes).min(self.bytes);
+        for at in (first..end).step_by(pattern.len()) {
+            let n = pattern.len().min(end - at);
+            // SAFETY: within the part, which somebody keeps alive.
+            unsafe { result::memcpy_htod_sync(self.address + at as u64, &pattern[..n]) }.map_err(failed("copy to the device"))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! A program compiled for GPUs: on a CUDA device, where parameters, results and what lies between them stay between runs, or in the PTX machine in software, which runs the
 //! same kernels by the same plan without a device.
 
+#[cfg(feature = "cuda")]
+use super::code::Maker;
 use super::kernels::{cores, each_on};
 use super::{On, Options, Transform};
 use codegen::GpuTarget;
@@ -10,6 +12,8 @@ use ir::graph::Function;
 use ir::tensor::Tensor;
 use ir::types::DType;
 use passes::fuse;
+#[cfg(feature = "cuda")]
+use runtime::cache::Cache;
 use runtime::plan::Plan;
 use runtime::sim;
 #[cfg(feature = "cuda")]
@@ -47,7 +51,7 @@ pub enum Device {
 #[cfg(feature = "cuda")]
 pub struct OnThread {
     gpu: Rc<cuda::Gpu>,
-    target: GpuTarget,
+    maker: Maker,
     kernels: RefCell<BTreeMap<String, Rc<cuda::Kernel>>>,
 }
 
@@ -60,8 +64,10 @@ impl OnThread {
                 return Ok(d);
             }
             let gpu = Rc::new(cuda::Gpu::new(0).map_err(|e| format!("cuda: {e}"))?);
-            let target = GpuTarget::named(cuda::first()?.architecture()?).map_err(|e| e.to_string())?;
-            let d = Rc::new(OnThread { gpu, target, kernels: RefCell::default() });
+            let device = cuda::first()?;
+            let target = GpuTarget::named(device.architecture()?).map_err(|e| e.to_string())?;
+            let maker = Maker::new(target, device.runs_assembled(), Cache::from_env());
+            let d = Rc::new(OnThread { gpu, maker, kernels: RefCell::default() });
             *k.borrow_mut() = Rc::downgrade(&d);
             Ok(d)
         })
@@ -77,9 +83,9 @@ impl OnThread {
             missing.insert(k, p);
         }
         let list: Vec<ir::tile::Program> = missing.values().map(|p| (*p).clone()).collect();
-        // The driver's linker would assemble on many threads, but makes of warpgroups' products code that runs at a third of the speed.
-        for (k, c) in missing.keys().zip(compile(&list, &self.target, dims)?) {
-            let kernel = cuda::Kernel::load(&self.gpu, c.ptx.as_bytes(), &c.signature).map_err(|e| e.to_string())?;
+        // The driver's linker would assemble on many threads as well, but makes of warpgroups' products code that runs at a third of the speed.
+        for (k, (c, _)) in missing.keys().zip(self.maker.code(&list, dims)?) {
+            let kernel = cuda::Kernel::load(&self.gpu, &c.code, &c.signature).map_err(|e| e.to_string())?;
             known.insert((*k).clone(), Rc::new(kernel));
         }
         keys.iter().map(|k| known.get(k).cloned().ok_or_else(|| "cuda: a kernel that was just loaded is gone".into())).collect()
@@ -225,6 +231,8 @@ enum Kind {
         execution: Box<cuda::Execution>,
         /// The version of each parameter's value that the device has: what was given to a run is no version.
         has: RefCell<Vec<u64>>,
+        /// What was decided about kernels that are plain products.
+        choices: Vec<cuda::Choice>,
         /// Goes last.
         _device: Rc<OnThread>,
     },
@@ -240,7 +248,10 @@ impl Gpu {
             Some(Device::Cuda(device)) => {
                 let has = RefCell::new(vec![0; plan.params.len()]);
                 let kernels = device.load(&sequence.programs, dims)?;
-                Kind::Cuda { execution: Box::new(cuda::Execution::new(&device.gpu, plan, kernels).map_err(|e| e.to_string())?), has, _device: device }
+                let choices = cuda::choose(&device.gpu, options.libraries, &sequence.programs, &kernels, dims, codegen::BUILD, device.maker.cache()).map_err(|e| e.to_string())?;
+                note_missing(&choices);
+                let execution = cuda::Execution::new(&device.gpu, plan, kernels).map_err(|e| e.to_string())?.with(&choices);
+                Kind::Cuda { execution: Box::new(execution), has, choices, _device: device }
             }
             _ => {
                 let target = GpuTarget::named("sm_90a").map_err(|e| e.to_string())?;
@@ -294,6 +305,14 @@ impl Gpu {
             }
         }
     }
+    /// How each kernel runs: by which of the two kinds of code, and what both took where they were timed.
+    pub fn by(&self, kernel: usize) -> String {
+        match &self.kind {
+            Kind::Sim(_) => String::new(),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { choices, .. } => choices.iter().find(|c| c.kernel == kernel).map_or(String::new(), cuda::Choice::words),
+        }
+    }
     /// Seconds that each launch takes on a device, with what the last run was given.
     ///
     /// # Errors
@@ -345,6 +364,15 @@ impl Gpu {
                 results.iter().enumerate().map(one).collect()
             }
         }
+    }
+}
+
+/// Says once that products run by our kernels because a library is not there.
+#[cfg(feature = "cuda")]
+pub fn note_missing(choices: &[cuda::Choice]) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if let Some(why) = choices.iter().find_map(|c| c.missing.as_ref()) {
+        SAID.call_once(|| eprintln!("note: {why}; all products of matrices run by generated kernels"));
     }
 }
 
