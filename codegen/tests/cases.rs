@@ -132,6 +132,11 @@ pub fn all() -> Vec<Case> {
         c.name = format!("gradient_{dtype}_{i}_{j}_{d}");
         out.push(c);
     }
+    // Sums down columns, as of a bias's gradient: rows lie side by side, what is summed is far apart.
+    let down = "fn down(x: f32[B,N,U], y: f32[B,N,U], r: f32[B,N]) -> (s: f32[U], t: f32[U]) {\n s = reduce_sum(x * y, [B,N])\n t = reduce_sum(x * r, [B,N])\n}";
+    for (dtype, b, n, u) in [(BF16, 1, 301, 77), (F32, 2, 130, 33), (BF16, 3, 7, 5)] {
+        out.push(Case::new(down, "down", &[], dtype, &[("B", b), ("N", n), ("U", u)]));
+    }
     let variants = read("examples/attention_variants.pf");
     for f in ["causal", "bias"] {
         let mut c = Case::gradient(&variants, f, qkv, BF16, &[("B", 1), ("H", 2), ("I", 70), ("J", 90), ("D", 32), ("E", 40)]);

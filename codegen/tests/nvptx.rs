@@ -140,6 +140,16 @@ fn top(q: f32[B,H,I,D], k: f32[B,H,J,D]) -> (m: f32[B,H,I], l: f32[B,H,I]) {
     assert!(!c.programs.iter().any(|p| lazy(p, 5.5)), "{}", c.programs[0]);
 }
 
+/// Where rows lie side by side and what is summed does not, a warp reads 32 rows at once, and all warps of a block share out what is summed.
+#[test]
+fn sums_down_columns_read_rows_side_by_side() {
+    let c = all().into_iter().find(|c| c.name.starts_with("down")).unwrap();
+    let p = c.programs.iter().find(|p| p.axes.iter().any(|a| matches!(a.role, ir::tile::Role::Stream(_)))).unwrap();
+    let (s, k) = build(p, "sm_90a");
+    assert_eq!((s.rows, s.fragment.lanes, s.fragment.warps), (32, 1, [1, 8]), "{p}");
+    assert!(count(&k.ptx, "shfl.sync") == 0, "lanes have rows of their own");
+}
+
 #[test]
 fn the_text_is_the_same_each_time() {
     for c in [attention(&["q", "k", "v"], 64), all().into_iter().find(|c| c.name.starts_with("gelu_linear")).unwrap()] {
