@@ -5,6 +5,7 @@
 //! epilogue that needs both are one kernel again, and the rows of a gradient that sum over the same axis another. What is in the end
 //! read only by the kernel that computes it is not stored. Nothing here depends on what the results mean.
 
+use super::again::STORED;
 use super::partition::{Kernel, Partition, Why};
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -309,7 +310,9 @@ impl Partition<'_> {
         for (number, g) in groups.iter().enumerate() {
             let programs = self.beside(members, &g.of, |p| p.programs(&g.kernel, number));
             let work = |p: &ir::tile::Program| super::partition::work(p, self.f, self.options);
-            sum = sum.saturating_add(programs.map_or(u64::MAX, |all| all.iter().map(work).fold(0, u64::saturating_add)));
+            // Behind the first, what adds up parts: each is written and read.
+            let all = |all: Vec<ir::tile::Program>| all.iter().enumerate().map(|(i, p)| work(p).saturating_mul(if i > 0 { STORED as u64 } else { 1 })).fold(0, u64::saturating_add);
+            sum = sum.saturating_add(programs.map_or(u64::MAX, all));
         }
         sum
     }
