@@ -57,6 +57,12 @@ fn owns(f: &Fused) -> bool {
     f.programs.iter().any(|p| owned(p) && p.body.iter().any(|s| matches!(s, ir::tile::Stmt::For(l) if l.stores())))
 }
 
+/// How many parts of the columns instances share out; 1 if none.
+fn parts(f: &Fused) -> i64 {
+    let parts = |p: &ir::tile::Program| p.axes.iter().filter(|a| a.name.ends_with("_part")).filter_map(|a| a.size.as_fixed()).max();
+    f.programs.iter().filter_map(parts).max().unwrap_or(1)
+}
+
 /// At most `passes` kernels and passes over the data; and no buffer but `except` has an axis of both I and J.
 fn streams(g: &Function, passes: usize, except: &[&str]) {
     let mut all = right(g, SIZES);
@@ -156,7 +162,8 @@ fn both_gradients_share_scores_where_instances_have_memory() {
         if &*f.name == "shared" || &*f.name == "grouped" {
             continue;
         }
-        assert!(owns(&fused) && fused.programs.len() == 2, "{}", show(&fused));
+        // Forward, both gradients by parts of the columns, and the sum of what these store of the rows' gradient.
+        assert!(owns(&fused) && parts(&fused) == 4 && fused.programs.len() == 3, "{}", show(&fused));
         // Scores and sum forward; scores again, their cotangent, and three gradients: each product once.
         if matches!(&*f.name, "plain" | "cross" | "with_lse" | "capped") {
             let product = 2 * 2 * 4 * 1024 * 1280 * 64;
@@ -173,6 +180,24 @@ fn both_gradients_share_scores_where_instances_have_memory() {
 }
 
 #[test]
+fn parts_of_columns_add_up() {
+    let d = dims("B=1,H=2,G=1,I=7,J=12,D=4,E=6");
+    let mut shared = 0;
+    for f in scores() {
+        let g = gradient(&f, "q,k,v");
+        let inputs = Random(13).inputs(&g, &d);
+        for (lanes, rows, stream) in TILES {
+            let o = Options { scratch: true, columns: 5, ..options(&d, lanes, rows, stream) };
+            let fused = fuse(&simplify(&g).unwrap().function, &o).unwrap();
+            let e = error_of_terms(&g, &fused, &inputs, &d);
+            assert!(e < 1e-10, "{} is off by {e:e}\n{}", g.name, show(&fused));
+            shared += usize::from(parts(&fused) > 1);
+        }
+    }
+    assert!(shared > 20, "only {shared} programs have parts of columns");
+}
+
+#[test]
 fn second_order_is_right_where_instances_have_memory() {
     for f in scores().iter().filter(|f| matches!(&*f.name, "plain" | "causal" | "bias")) {
         let first = vjp(f, &names("q,k,v")).unwrap();
@@ -185,9 +210,12 @@ fn second_order_is_right_where_instances_have_memory() {
 #[test]
 fn few_instances_do_not_own_an_axis() {
     let f = &scores()[0];
-    let d = dims("B=1,H=1,I=512,J=640,D=64");
     let n = simplify(&gradient(f, "q,k,v")).unwrap().function;
-    assert!(!owns(&fuse(&n, &Options { scratch: true, ..options(&d, 48, 16, 64) }).unwrap()));
+    // A number of columns without divisors cannot be shared out.
+    let fused = |sizes: &str| fuse(&n, &Options { scratch: true, ..options(&dims(sizes), 48, 16, 64) }).unwrap();
+    assert!(!owns(&fused("B=1,H=1,I=512,J=641,D=64")));
+    let shared = fused("B=1,H=1,I=512,J=640,D=64");
+    assert!(owns(&shared) && parts(&shared) == 4, "{}", show(&shared));
     // Nor do they on machines that have registers only.
     assert!(!owns(&fuse(&n, &options(&dims("B=2,H=4,I=512,J=640,D=64"), 48, 16, 64)).unwrap()));
 }

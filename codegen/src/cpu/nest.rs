@@ -378,6 +378,7 @@ impl Emit<'_> {
                             if let Some(v) = item.out {
                                 self.ahead(n, v, view, &p, c, chunk)?;
                             }
+                            self.beside(n, view, &p, chunk, false);
                             let p = self.behind(&p, view, &chunk.offset);
                             self.load(&p, d, to, lanes, chunk.count.as_ref())
                         }
@@ -410,6 +411,7 @@ impl Emit<'_> {
                     Node::Store(view, v) => {
                         let x = self.operand(n, &mut known, *v, c)?;
                         let p = known.rows[k].clone().ok_or_else(|| Error::Internal("a store without an address".into()))?;
+                        self.beside(n, view, &p, chunk, true);
                         let p = self.behind(&p, view, &chunk.offset);
                         let d = self.plan.p.buffers[view.buffer.index()].dtype;
                         let from = self.plan.values[*v].dtype;

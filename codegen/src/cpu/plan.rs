@@ -151,6 +151,8 @@ pub struct Plan<'p> {
     pub llc: usize,
     pub micro: Micro,
     pub lanes: Option<AxisId>,
+    /// Whether there are sums of products.
+    pub dots: bool,
     /// Whether the lane axis is cut into panels.
     pub panels: bool,
     /// How many panels an instance has, if it has all of them.
@@ -239,6 +241,7 @@ impl<'p> Plan<'p> {
             llc: target.llc,
             micro,
             lanes,
+            dots,
             panels,
             whole,
             width,
@@ -448,8 +451,8 @@ impl<'p> Plan<'p> {
                 let gathered = self.lanes.is_some_and(|l| self.has(out, l) && view.stride(l).is_some_and(|s| !s.is_one()));
                 if gathered { Node::Gather(view.clone()) } else { Node::Load(view.clone()) }
             }
-            Op::Map(Elementwise::Div, args) if self.divides_by_scalars(self.v(args[0]), self.v(args[1])) => {
-                // One division per row instead of one per vector.
+            Op::Map(Elementwise::Div, args) if self.divides_by_fewer(self.v(args[0]), self.v(args[1])) => {
+                // One division for all that share the divisor.
                 let (x, y) = (self.v(args[0]), self.v(args[1]));
                 let d = self.values[out].dtype;
                 let one = self.number(1.0, d);
@@ -473,9 +476,10 @@ impl<'p> Plan<'p> {
         Ok(())
     }
 
-    /// Whether a quotient's vectors are all divided by one number per row, which is computed.
-    fn divides_by_scalars(&self, x: V, y: V) -> bool {
-        self.values[y].inline.is_none() && self.values[y].dtype.is_float() && self.laned(x) && !self.laned(y)
+    /// Whether what is divided has an axis, lanes or another, that the divisor, which is computed, has not.
+    fn divides_by_fewer(&self, x: V, y: V) -> bool {
+        let fewer = self.values[x].axes.iter().any(|a| !self.has(y, *a) && (Some(*a) == self.lanes || self.extent(*a) > 1));
+        self.values[y].inline.is_none() && self.values[y].dtype.is_float() && self.laned(x) && fewer
     }
 
     fn reducible(&self, axes: &[AxisId]) -> Result<Vec<AxisId>, Error> {

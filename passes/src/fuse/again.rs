@@ -14,7 +14,7 @@ use ir::types::{Axis, Type};
 use std::collections::BTreeSet;
 
 /// Writing an element and reading it, in operations on an element: 8 bytes of a cache's bandwidth.
-const STORED: f64 = 16.0;
+pub(super) const STORED: f64 = 16.0;
 /// Operations that a kernel more is worth: some microseconds.
 const LAUNCH: f64 = 262_144.0;
 /// Fewer operations an element are done beside the loads.

@@ -7,6 +7,7 @@
 use super::gather::Gathered;
 use super::law::{Law, Laws, Powers, spread};
 use super::lower;
+use super::parts;
 use super::view;
 use ir::diagnostic::Error;
 use ir::dim::{Bindings, Name};
@@ -45,6 +46,8 @@ pub struct Options {
     /// beside a streamed one, sums may run down columns, and rows of products that a streamed axis keeps apart are tiled
     /// (`docs/streaming.md`).
     pub scratch: bool,
+    /// Elements of an axis beside the streamed one of which an instance has as many as its caches hold, where what it sums over them may be added up later.
+    pub columns: i64,
     /// Whether tangents are centred (`docs/streaming.md`).
     pub center: bool,
     /// By how much a running maximum may stay below the maximum before it moves, where no result depends on which one it is; 0: it never does.
@@ -62,7 +65,7 @@ pub const SLACK: f64 = 5.5;
 impl Default for Options {
     fn default() -> Options {
         let f = DType::F32;
-        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, center: true, slack: 0.0, behind: None, fits: None }
+        Options { dims: Bindings::new(), compute: f, storage: f, stored: BTreeMap::new(), operands: f, lanes: 48, rows: 16, stream: 64, matmul: (128, 256), full: 1024, resident: 8192, scratch: false, columns: 512, center: true, slack: 0.0, behind: None, fits: None }
     }
 }
 
@@ -197,6 +200,8 @@ pub(super) struct Kernel {
     pub whole: Vec<(Axis, i64)>,
     /// An axis in whole that lies in lanes beside the streamed one.
     pub owned: Option<Axis>,
+    /// Parts of it that instances share out; 1 if each has all of it.
+    pub parts: i64,
     /// Sums over it, made and used up in every tile.
     pub across: Vec<Var>,
     /// Carried reductions, in order of definition.
@@ -243,26 +248,42 @@ impl Partition<'_> {
     /// Writes the block program of a kernel; what it stores can be read from now on.
     pub(super) fn emit(&mut self, k: &Kernel) -> Result<(), Error> {
         let number = self.fused.programs.len();
-        let mut program = lower::lower(self, k, number)?;
-        if let Some(behind) = self.options.behind.filter(|_| self.options.slack == 0.0) {
+        let mut programs = self.programs(k, number)?;
+        if let (Some(behind), [program]) = (self.options.behind.filter(|_| self.options.slack == 0.0), &mut programs[..]) {
             let other = lower::lower_behind(self, k, number, SLACK)?;
             if other.to_string() != program.to_string()
-                && let Some(why) = behind(&program, &other)
+                && let Some(why) = behind(program, &other)
             {
                 self.fused.notes.push(format!("maxima of {} stay up to {SLACK} behind: {why}", program.name));
-                program = other;
+                *program = other;
             }
         }
-        if let Err(e) = ir::tile::verify::verify(&program) {
-            return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
+        for program in &programs {
+            if let Err(e) = ir::tile::verify::verify(program) {
+                return Err(Error::new(format!("fuse made a program that the verifier refuses: {}\n{program}", e[0])));
+            }
         }
         let refusals = self.refusals(k);
         self.fused.notes.extend(refusals);
-        self.fused.programs.push(program);
+        self.fused.programs.extend(programs);
         for (n, v) in &k.targets {
             self.stored.entry(*v).or_insert(n.clone());
         }
         Ok(())
+    }
+
+    /// The block program of kernel number `number`, and those that add up what its parts store.
+    pub(super) fn programs(&self, k: &Kernel, number: usize) -> Result<Vec<Program>, Error> {
+        let program = lower::lower(self, k, number)?;
+        match program.lanes.filter(|_| k.parts > 1).and_then(|y| parts::cut(&program, y, k.parts)) {
+            Some(all) => Ok(all),
+            None if k.parts > 1 && self.instances(&k.parallel) < INSTANCES => Err(Error::new(format!("fuse: {} stores what is no sum over its columns", program.name))),
+            None => Ok(vec![program]),
+        }
+    }
+    /// Indices along `axes`; a length without a number is long.
+    fn instances(&self, axes: &[Axis]) -> i64 {
+        axes.iter().map(|a| a.size.eval(&self.options.dims).unwrap_or(INSTANCES)).fold(1, i64::saturating_mul)
     }
 
     /// Decides how `targets` become one kernel, which streams over `at` if given, and whose instances have all of `owned` if given.
@@ -392,6 +413,7 @@ impl Partition<'_> {
         };
         let owned = whole.iter().map(|w| &w.0).find(|a| is_owned(&a.name)).cloned();
         let across: Vec<Var> = inner.iter().filter(|r| reduced(&f.eqns[**r]).unwrap_or_default().iter().any(is_owned)).map(|r| f.eqns[*r].out).collect();
+        let mut parts = 1;
         if owned.is_some() {
             // All in one pass over the lanes of each tile: what is summed over them are products, and neither waits for what is carried, nor
             // does anything else with lanes wait for it, which would have to be kept for all of them.
@@ -403,12 +425,13 @@ impl Partition<'_> {
             let both = |v: Var| f.ty(v).axes.iter().any(|a| is_x(&a.name)) && f.ty(v).axes.iter().any(|a| is_owned(&a.name));
             let apart = !inner.iter().any(|r| both(f.eqns[*r].out)) || !outer.iter().all(|r| matches!(f.eqns[*r].op, Prim::Contract(_)));
             let products = across.iter().all(|v| self.product_over(*v, owned.as_ref().map(|a| &a.name)) && along(v));
-            // Fewer instances would leave cores idle.
-            let few = |axes: &[Axis]| axes.iter().try_fold(1i64, |n, a| a.size.eval(&self.options.dims).ok().map(|k| n.saturating_mul(k))).is_some_and(|n| n < INSTANCES);
-            let few = few(&parallel.iter().filter_map(axis).collect::<Vec<_>>());
-            if resident || apart || few || waits || waited || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
+            if resident || apart || waits || waited || !products || stats.values().any(|s| s.pass > 0) || across.is_empty() {
                 return Err(Why::Split("no kernel has both axes".into()));
             }
+            // Fewer instances would leave cores idle.
+            let instances = self.instances(&parallel.iter().filter_map(axis).collect::<Vec<_>>());
+            let columns = whole.iter().find(|w| is_owned(&w.0.name)).map_or(1, |w| w.1);
+            parts = parts::count(columns, self.options.columns, instances, INSTANCES).ok_or_else(|| Why::Split("a kernel with both axes has few instances".into()))?;
         }
         // Order of the value with the most axes, the first of those: what is stored beside it (statistics of its rows) has fewer, in an order that
         // need not be its own. Broadcast axes first.
@@ -445,7 +468,7 @@ impl Partition<'_> {
                 down = resident;
             }
         }
-        let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, down, parallel: order, whole, owned, across, stats };
+        let kernel = Kernel { targets: targets.to_vec(), stores, x, resident, down, parallel: order, whole, owned, parts, across, stats };
         if let Some(why) = self.made_again(&closure, &kernel) {
             return Err(why);
         }

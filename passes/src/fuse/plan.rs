@@ -5,6 +5,7 @@
 //! epilogue that needs both are one kernel again, and the rows of a gradient that sum over the same axis another. What is in the end
 //! read only by the kernel that computes it is not stored. Nothing here depends on what the results mean.
 
+use super::again::STORED;
 use super::partition::{Kernel, Partition, Why};
 use ir::diagnostic::Error;
 use ir::dim::Name;
@@ -65,7 +66,8 @@ impl Partition<'_> {
         };
         for g in &groups {
             if let (Some(x), Some(a)) = (&g.kernel.x, &g.kernel.owned) {
-                self.fused.notes.push(format!("an instance has all of {} beside the loop over {}: sums over both share what they have in common", a.name, x.name));
+                let part = if g.kernel.parts > 1 { format!("one of {} parts", g.kernel.parts) } else { "all".into() };
+                self.fused.notes.push(format!("an instance has {part} of {} beside the loop over {}: sums over both share what they have in common", a.name, x.name));
             }
         }
         for m in members.iter().filter(|m| groups.iter().any(|g| g.kernel.targets.iter().any(|t| t.1 == m.var))) {
@@ -306,8 +308,11 @@ impl Partition<'_> {
     fn work(&mut self, members: &[Member], groups: &[Group]) -> u64 {
         let mut sum = 0u64;
         for (number, g) in groups.iter().enumerate() {
-            let program = self.beside(members, &g.of, |p| super::lower::lower(p, &g.kernel, number));
-            sum = sum.saturating_add(program.map_or(u64::MAX, |p| super::partition::work(&p, self.f, self.options)));
+            let programs = self.beside(members, &g.of, |p| p.programs(&g.kernel, number));
+            let work = |p: &ir::tile::Program| super::partition::work(p, self.f, self.options);
+            // Behind the first, what adds up parts: each is written and read.
+            let all = |all: Vec<ir::tile::Program>| all.iter().enumerate().map(|(i, p)| work(p).saturating_mul(if i > 0 { STORED as u64 } else { 1 })).fold(0, u64::saturating_add);
+            sum = sum.saturating_add(programs.map_or(u64::MAX, all));
         }
         sum
     }

@@ -124,4 +124,18 @@ impl Emit<'_> {
         self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = 2 : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
         Ok(())
     }
+
+    /// Fetches what the next panel has of a row that this one reads or writes. Rows of a panel are short and apart, so that nothing but this fetches them
+    /// ahead; products lie between, in which they arrive.
+    pub(super) fn beside(&mut self, n: &Nest, view: &View, row: &str, chunk: &Chunk, write: bool) {
+        let plan = self.plan;
+        let (Some(a), Int::K(offset)) = (n.vec.filter(|a| plan.dots && plan.panels && Some(*a) == plan.lanes && n.domain.len() > 1), &chunk.offset) else { return };
+        let bytes = plan.p.buffers[view.buffer.index()].dtype.bytes() as i64;
+        if offset * bytes % 64 != 0 || !view.stride(a).is_some_and(|s| s.is_one()) {
+            return;
+        }
+        let q = self.anywhere(row, view, &Int::K(offset + plan.width as i64));
+        let (rw, hint) = if write { (1, 3) } else { (0, 2) };
+        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = {rw} : i32, hint = {hint} : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+    }
 }
