@@ -160,3 +160,35 @@ fn what_has_no_such_form_is_said() {
     has(refused(&c, "sm_90a", &Schedule::warpgroups(2, 32, 256, 4)), "bytes of shared memory");
     has(refused(&c, "sm_90a", &Schedule { warpgroups: true, ..Schedule::tensor(64, 32, 64, [2, 1], 2) }), "a warpgroup has 64 rows in four warps");
 }
+
+/// Of gradients: exponentials stand between the wait for the scores and the next one, beside the product of the cotangents that is under way; where two accumulators
+/// are summed, the first product starts before the second wait.
+#[test]
+fn gradients_hide_their_exponentials() {
+    let Some(assembler) = codegen::assembler::Assembler::find() else {
+        eprintln!("SKIPPED: no ptxas (`./dev ptxas` installs it, CUDA_BIN names its directory): nothing was assembled");
+        return;
+    };
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let text = std::fs::read_to_string(format!("{}/../examples/attention.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for d in [64, 128] {
+        let c = Case::gradient(&text, "attention", &["q", "k", "v"], DType::BF16, &[("B", 1), ("H", 1), ("I", 160), ("J", 160), ("D", d)]);
+        assert_eq!(c.programs.len(), 3);
+        for (p, accumulators) in c.programs[1..].iter().zip([1, 2]) {
+            let s = nvptx::default_schedule_at(p, &target, &c.dims).unwrap();
+            assert!(s.warpgroups, "{s:?}");
+            let made = assembler.assemble(&nvptx::compile(p, &target, &s).unwrap().ptx, "sm_90a").unwrap();
+            assert!(made.spills == [0, 0] && !made.said.contains("C75"), "{} {d}: {}", p.name, made.said);
+            let sass = assembler.disassemble(&made.cubin).unwrap();
+            let order: Vec<&str> = sass.lines().filter_map(|l| ["HGMMA", "WARPGROUP.DEPBAR", "MUFU.EX2"].into_iter().find(|w| l.contains(w))).collect();
+            let all = order.iter().filter(|o| **o == "MUFU.EX2").count();
+            let first = order.iter().position(|o| *o == "WARPGROUP.DEPBAR").unwrap();
+            // Scores and cotangents are both under way at the first wait.
+            assert!(first >= d as usize / 8 && order[..first].iter().all(|o| *o == "HGMMA"), "{} {d}: {order:?}", p.name);
+            let beside = order[first + 1..].iter().take_while(|o| **o == "MUFU.EX2").count();
+            assert!(all >= s.stream / 2 && beside == all, "{} {d}: {beside} of {all} exponentials beside a product", p.name);
+            let next = order[first + 1 + beside];
+            assert_eq!(next, if accumulators == 2 { "HGMMA" } else { "WARPGROUP.DEPBAR" }, "{} {d}: {order:?}", p.name);
+        }
+    }
+}

@@ -271,8 +271,12 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
         // What a tile costs by itself, more where rows are reduced; and a little per element that is read again as rounded. Both from
         // tiles of 48 to 128 keys, measured (docs/perf-log.md).
         let reduces = reduces(plan);
-        let again = if plan.schedule.rounded { 1.5 * plan.p.axis(l.axis).extent() as f64 } else { 0.0 };
-        let mut clocks = tensor.max(shared).max(issue) + match (plan.schedule.lag, reduces) {
+        // Where accumulators' products start apart, each runs by itself, and what operands in shared memory cost shows; reading again costs less then (tiles of 64
+        // to 128 at d 64 and 128, measured).
+        let apart = starts(l, plan) > 1;
+        let again = if plan.schedule.rounded { (if apart { 0.75 } else { 1.5 }) * plan.p.axis(l.axis).extent() as f64 } else { 0.0 };
+        let beside = if apart { shared / 2.0 } else { 0.0 };
+        let mut clocks = tensor.max(shared).max(issue) + beside + match (plan.schedule.lag, reduces) {
             // A warpgroup's own products run beside reductions. Where they are too few for it, two that are at the same place hinder each other (d 64: 395 for 445 TFLOP/s,
             // d 128: 620 for 542, measured).
             (true, _) => 0.1 * issue + 250.0 + if tensor < 0.75 * issue { 0.4 * issue } else { 0.0 },
@@ -483,17 +487,26 @@ fn crossed(plan: &Plan) -> usize {
 
 /// What the assembler needs more where one accumulator's product starts before the other's operand is made (128 × 128 at d 64 spills, 112 does not, seen).
 fn early(plan: &Plan) -> usize {
-    let starts = |s: &Step| matches!(s, Step::Issue(x) if x.parts.iter().any(|p| p.starts && !plan.inits[&p.value].is_empty()));
-    let several = plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().filter(|s| starts(s)).count() > 1));
+    let several = plan.body.iter().any(|s| matches!(s, Step::For(l) if starts(l, plan) > 1));
     let exchanged = plan.ring.as_ref().is_some_and(|r| !r.exchange.is_empty());
-    if several && !exchanged { 12 } else { 0 }
+    if several && !exchanged && !plan.schedule.rounded { 12 } else { 0 }
 }
 
-/// What a mask along rows and columns needs beside two blocks of rows a warp, by warps: its tests are kept per row (a causal gradient at d 64 spills 32 bytes, seen).
+/// How often products of carried accumulators start in a tile.
+fn starts(l: &Stream, plan: &Plan) -> usize {
+    l.body.iter().filter(|s| matches!(s, Step::Issue(x) if x.parts.iter().any(|p| p.starts && !plan.inits[&p.value].is_empty()))).count()
+}
+
+/// What a mask along rows and columns needs by warps. Beside two blocks of rows a warp its tests are kept per row (a causal gradient at d 64 spills 32 bytes, seen); where
+/// warps share columns, halves of products wait in registers until the mask is there (the same at d 256 spills 160 bytes, seen).
 fn masked(plan: &Plan) -> usize {
     let mask = |s: &Step| matches!(s, Step::Let(v, Op::Fill { keep, .. }) if plan.rank(*v).rows && plan.rank(*v).col.is_some() && keep.iter().any(|c| c.axes.len() > 1));
-    let any = plan.tensor && plan.fragment.rows > 2 && plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(mask)));
-    if any { 8 } else { 0 }
+    let any = plan.tensor && plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(mask)));
+    match (any, plan.fragment.rows > 2, plan.fragment.warps[1] > 1 && loads_in_loop(plan) > 0) {
+        (false, ..) | (true, false, false) => 0,
+        (true, true, _) => 8,
+        (true, false, true) => 24,
+    }
 }
 
 /// What columns in shared memory need besides: more where a thread has many (128 × 160 at d 32 spills, 144 does not, seen).
