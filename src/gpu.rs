@@ -297,11 +297,7 @@ fn title(p: &Plan) -> String {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
         Form::Tf32 => " in tf32".into(),
-        Form::Exact(s, slack) => {
-            let flags: String = [(s.rounded, " rounded"), (s.turns, " turns"), (s.lag, " lag"), (*slack > 0.0, " slack")].iter().filter(|f| f.0).map(|f| f.1).collect();
-            let polynomial = if s.polynomial > 0 { format!(" polynomial {}", s.polynomial) } else { String::new() };
-            format!(" by {} x {} x {}{flags}{polynomial}", s.rows / 64, s.stream, s.stages)
-        }
+        Form::Exact(s, slack) => format!(" by {} x {} x {}{}{}", s.rows / 64, s.stream, s.stages, s.flags(), if *slack > 0.0 { " slack" } else { "" }),
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }
