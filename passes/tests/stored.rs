@@ -22,8 +22,8 @@ fn options() -> Options {
 fn what_one_kernel_multiplies_and_another_sums_as_it_is_lies_in_memory_both_ways() {
     let f = &parse(
         r#"
-fn f(x: f32[M,K], w: f32[N,K], u: f32[P,N]) -> (y: f32[M,P], s: f32[N]) {
-  h = contract("mk,nk->mn", x, w)
+fn f(x: f32[M,K], w: f32[N,K], u: f32[P,N], z: f32[M,N]) -> (y: f32[M,P], s: f32[N]) {
+  h = contract("mk,nk->mn", x, w) + z
   y = contract("mn,pn->mp", h, u)
   s = reduce_sum(h * abs(h), M)
 }
