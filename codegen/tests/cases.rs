@@ -66,6 +66,10 @@ impl Case {
         if known.contains_key("D") && known.contains_key("I") {
             known.retain(|n, _| !matches!(&**n, "I" | "J"));
         }
+        // Nor do rows of it.
+        if known.contains_key("U") {
+            known.remove("N");
+        }
         let options = passes::fuse::Options { dims: known, storage: dtype, operands: dtype, slack, ..Default::default() };
         let n = passes::simplify::simplify_for(&f, &options).unwrap().0;
         let programs = passes::fuse::fuse(&n, &options).unwrap().programs;

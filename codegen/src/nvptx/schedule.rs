@@ -506,11 +506,12 @@ fn crossed(plan: &Plan) -> usize {
     if two && accumulators(plan) == 1 { 20 } else { 0 }
 }
 
-/// What the assembler needs more where one accumulator's product starts before the other's operand is made (128 × 128 at d 64 spills, 112 does not, seen).
+/// What the assembler needs more where one accumulator's product starts before the other's operand is made (128 × 128 at d 64 spills, 112 does not, seen), and more than that
+/// where what it is made of is loaded (a gradient with a dense bias spills 8 bytes, seen).
 fn early(plan: &Plan) -> usize {
     let several = plan.body.iter().any(|s| matches!(s, Step::For(l) if starts(l, plan) > 1));
     let exchanged = plan.ring.as_ref().is_some_and(|r| !r.exchange.is_empty());
-    if several && !exchanged && !plan.schedule.rounded { 12 } else { 0 }
+    if several && !exchanged && !plan.schedule.rounded { 12 + 10 * loads_in_loop(plan).min(1) } else { 0 }
 }
 
 /// How often products of carried accumulators start in a tile.
@@ -528,6 +529,13 @@ fn masked(plan: &Plan) -> usize {
         (true, true, _) => 8,
         (true, false, true) => 24,
     }
+}
+
+/// What two products that are multiplied element by element need by warps beside two blocks of rows and one accumulator (q's gradient at d 64 spills 12 bytes on sm_80, seen).
+fn both(plan: &Plan) -> usize {
+    let fresh = |s: &Step| if let Step::Products(vs) = s { vs.iter().filter(|v| plan.inits[*v].is_empty()).count() } else { 0 };
+    let two = plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().map(fresh).sum::<usize>() > 1));
+    if plan.tensor && plan.fragment.rows > 2 && two && accumulators(plan) == 1 { 20 } else { 0 }
 }
 
 /// What columns in shared memory need besides: more where a thread has many (128 × 160 at d 32 spills, 144 does not, seen).
@@ -627,7 +635,7 @@ pub fn registers(plan: &Plan) -> usize {
     // Addresses, positions, and what the assembler needs besides. Descriptors stand in registers of their own; loads and exchanges in
     // the loop need addresses, and so does every accumulator beyond two (seen in what the assembler spills).
     let others = match &plan.ring {
-        None => 44 + masked(plan),
+        None => 44 + masked(plan) + both(plan),
         Some(ring) => {
             12 + 6 * usize::from(plan.schedule.rounded) + 12 * loads_in_loop(plan) + 12 * usize::from(!ring.exchange.is_empty()) + 12 * accumulators(plan).saturating_sub(2) + crossed(plan) + early(plan) + beside(plan) + lagging(plan)
         }

@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_was_made_once_comes_from_the_cache_and_is_assembled_where_ptxas_is() {
-        let f = ir::text::parse("fn f(x:f64[M,K], w:f64[N,K]) {\n  y = contract(\"MK,NK->MN\", x, w)\n  return y\n}\n").expect("a program");
+        let f = ir::text::parse("fn f(x: f32[M,K], w: f32[N,K]) -> (y: f32[M,N]) {\n  y = contract(\"mk,nk->mn\", x, w)\n}\n").expect("a program");
         let dims: Bindings = [("M", 70), ("K", 64), ("N", 48)].into_iter().map(|(n, k)| (n.into(), k)).collect();
         let programs = passes::fuse::sequence(f.functions.last().expect("a function"), &super::super::gpu::fused(&dims, DType::BF16)).expect("fused").programs;
         let folder = tempfile::tempdir().expect("a folder");

@@ -21,15 +21,15 @@ use std::rc::Rc;
 pub(super) fn mark(plan: &Plan, l: &mut Stream) -> Result<(), String> {
     let issues: Vec<usize> = l.body.iter().enumerate().filter_map(|(i, s)| matches!(s, Step::Issue(_)).then_some(i)).collect();
     let (Some(first), Some(last)) = (issues.first().copied(), issues.last().copied()) else { return Err("no products".into()) };
+    if first == last {
+        return Err("there are no products before them in the tile".into());
+    }
     let Step::Issue(x) = &l.body[last] else { return Err("no products".into()) };
     let values: BTreeSet<ValueId> = x.parts.iter().map(|p| p.value).collect();
     let accumulators: BTreeSet<ValueId> = l.carries.iter().filter(|c| values.contains(&c.next)).map(|c| c.inside).collect();
     let from: BTreeSet<ValueId> = l.body[first + 1..last].iter().filter_map(|s| if let Step::Let(v, _) = s { Some(*v) } else { None }).collect();
     let inits = || x.parts.iter().flat_map(|p| plan.inits[&p.value].iter().flatten());
     let others = || l.body.iter().enumerate().filter(|(i, _)| *i != last).map(|(_, s)| s);
-    if first == last {
-        return Err("there are no products before them in the tile".into());
-    }
     if x.parts.iter().any(|p| !p.starts) || accumulators.len() != values.len() {
         return Err("its last products are not all that accumulators wait for".into());
     }
