@@ -45,6 +45,7 @@ enum Target {
 /// Runs it.
 pub fn run(a: &Args) -> Result<(), String> {
     let loaded = a.source.load_any()?;
+    let sizes = dims(&a.dim)?;
     if a.math == "tf32" && !(a.target.starts_with("sm_") && a.dtype == "f32") {
         return Err(format!("compile: --math tf32 is for products of f32 on a GPU, not for --dtype {} and --target {}", a.dtype, a.target));
     }
@@ -60,10 +61,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         std::fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
     };
     let (name, programs, notes): (String, Vec<Program>, Vec<String>) = match loaded {
-        Loaded::Programs(p) => {
-            dims(&a.dim)?;
-            (p.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), p, vec![])
-        }
+        Loaded::Programs(p) => (p.iter().map(|p| &*p.name).collect::<Vec<_>>().join("+"), p, vec![]),
         Loaded::Function(f) => {
             let (dims, dtype) = (dims_of(&[&f], &a.dim)?, DType::parse(&a.dtype).unwrap_or(DType::F32));
             let options = match &target {
@@ -108,8 +106,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         };
         kernels.push(match &target {
             Target::Gpu(t) => {
-                let schedule = codegen::nvptx::default_schedule(p, t).map_err(|e| e.to_string())?;
-                let k = codegen::nvptx::compile_with(p, t, &schedule, a.dump.is_some()).map_err(|e| e.to_string())?;
+                let codegen::nvptx::Fitted { kernel: k, assembled } = codegen::nvptx::compile_fitting(p, t, &sizes, assembler.as_ref(), a.dump.is_some()).map_err(|e| e.to_string())?;
                 write(format!("{}.ptx", p.name), k.ptx.as_bytes())?;
                 later(&k.mlir, k.llvm)?;
                 if a.dump.is_some() {
@@ -121,8 +118,7 @@ pub fn run(a: &Args) -> Result<(), String> {
                 set("ptx_sha256", json!(hash(k.ptx.as_bytes())));
                 set("target", json!(t.name));
                 let mut line = format!("{}.ptx  {} lines; {} threads, {} bytes of shared memory a block", p.name, k.ptx.lines().count(), k.signature.block, k.signature.shared_bytes);
-                if let Some(assembler) = &assembler {
-                    let made = assembler.assemble(&k.ptx, &t.name)?;
+                if let (Some(assembler), Some(made)) = (&assembler, assembled.transpose()?) {
                     write(format!("{}.cubin", p.name), &made.cubin)?;
                     set("cubin", json!(format!("{}.cubin", p.name)));
                     set("cubin_sha256", json!(hash(&made.cubin)));

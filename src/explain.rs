@@ -3,6 +3,7 @@
 
 use codegen::assembler::Assembler;
 use codegen::{GpuTarget, nvptx, roofline};
+use ir::dim::Bindings;
 use ir::tile::Program;
 use ir::tile::cost::{Cost, cost};
 use ir::types::DType;
@@ -54,7 +55,7 @@ pub fn run(a: &Args) -> Result<(), String> {
     let target = a.target.as_deref().map(GpuTarget::named).transpose().map_err(|e| e.to_string())?;
     let mut roofs = vec![];
     for (p, _, c) in &kernels {
-        roofs.push(target.as_ref().map(|t| roof(p, t, c.as_ref())).transpose()?);
+        roofs.push(target.as_ref().map(|t| roof(p, t, &dims, c.as_ref())).transpose()?);
     }
     if a.json {
         let list: Vec<_> = kernels.iter().zip(&roofs).map(|((p, carried, c), roof)| {
@@ -90,19 +91,19 @@ pub fn run(a: &Args) -> Result<(), String> {
 }
 
 /// A kernel on a GPU, from its machine code: for programs, and for people.
-fn roof(p: &Program, t: &GpuTarget, cost: Option<&Cost>) -> Result<(serde_json::Value, Vec<String>), String> {
-    let schedule = match nvptx::default_schedule(p, t) {
-        Ok(s) => s,
-        Err(e) => return Ok((json!({"refused": e.to_string()}), vec![format!("{}: {e}", t.name)])),
+fn roof(p: &Program, t: &GpuTarget, dims: &Bindings, cost: Option<&Cost>) -> Result<(serde_json::Value, Vec<String>), String> {
+    let assembler = Assembler::find();
+    let nvptx::Fitted { kernel: k, assembled } = nvptx::compile_fitting(p, t, dims, assembler.as_ref(), false).map_err(|e| e.to_string())?;
+    let Some(schedule) = k.schedule else {
+        let why = k.each.unwrap_or_default();
+        return Ok((json!({"refused": why}), vec![format!("{}: a thread for each element: {why}", t.name)]));
     };
-    let k = nvptx::compile(p, t, &schedule).map_err(|e| e.to_string())?;
     let (threads, shared) = (k.signature.block, k.signature.shared_bytes);
-    let tiles = format!("{} rows, {} columns, {} streamed, {} stages", schedule.rows, schedule.cols, schedule.stream, schedule.stages);
-    let Some(assembler) = Assembler::find() else {
+    let tiles = format!("{} rows, {} columns, {} streamed, {} stages{}", schedule.rows, schedule.cols, schedule.stream, schedule.stages, schedule.flags());
+    let (Some(assembler), Some(made)) = (assembler, assembled.transpose()?) else {
         let line = format!("{}: {tiles}; {threads} threads, {shared} bytes of shared memory; no ptxas, so nothing is known of its code (`./dev ptxas`)", t.name);
         return Ok((json!({"target": t.name, "threads": threads, "shared_bytes": shared}), vec![line]));
     };
-    let made = assembler.assemble(&k.ptx, &t.name)?;
     let blocks = roofline::occupancy(t, threads, made.registers, shared);
     let warps = threads / 32;
     // A warpgroup that only copies has no part in the loop that counts.

@@ -4,7 +4,7 @@
 use clap::Subcommand;
 use codegen::assembler::Assembler;
 use codegen::GpuTarget;
-use codegen::nvptx::{self, Schedule};
+use codegen::nvptx::{self, Fitted, Schedule};
 use indicatif::{ProgressBar, ProgressStyle};
 use ir::dim::Bindings;
 use ir::graph::Function;
@@ -41,7 +41,7 @@ enum What {
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
         /// Schedules by warpgroups beside the default: warpgroups, streamed tile, stages; then `r` for operands read again as rounded, `t` for turns, `l` for products that lag, `s`
-        /// for maxima that stay behind, `p2` for polynomials in 2 of 16 columns: `2x96x2,3x64x2r,2x128x2tlp2`
+        /// for maxima that stay behind, `p2` for polynomials in 2 of 16 columns: `2x96x2,3x64x2r,2x128x2tlp2`. `1:2x96x2`: of the kernel of that index alone, gradients' too
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
         /// The assembler; without it `ptxas` where one is installed. Without any, the driver compiles the text
@@ -55,13 +55,17 @@ pub fn run(a: &Args) -> Result<(), String> {
     let What::Pack { output, target, only, ptxas, schedules } = &a.command;
     let mut list = vec![];
     for one in schedules.split(',').filter(|s| !s.is_empty()) {
+        let (at, one) = match one.split_once(':') {
+            Some((k, rest)) => (Some(k.parse::<usize>().map_err(|e| format!("--schedules: {one}: {e}"))?), rest),
+            None => (None, one),
+        };
         let (tiles, flags) = one.split_at(one.find(|c: char| c.is_ascii_lowercase() && c != 'x').unwrap_or(one.len()));
         let numbers = tiles.split('x').map(|n| n.parse().map_err(|e| format!("--schedules: {one}: {e}"))).collect::<Result<Vec<usize>, String>>()?;
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
         let polynomial = flags.split_once('p').map_or(Ok(0), |(_, n)| n.parse()).map_err(|e| format!("--schedules: {one}: {e}"))?;
         let has = |c| flags.contains(c);
         let schedule = Schedule { rounded: has('r'), turns: has('t'), lag: has('l'), polynomial, ..Schedule::warpgroups(groups, 128, stream, stages) };
-        list.push((schedule, if has('s') { SLACK } else { 0.0 }));
+        list.push(Tried { at, schedule, slack: if has('s') { SLACK } else { 0.0 } });
     }
     pack(output, target, only, ptxas.as_deref(), &list)
 }
@@ -99,8 +103,18 @@ enum Form {
     Warps,
     /// Products of f32 matrices in tf32.
     Tf32,
-    /// This one, of maxima that may stay so far behind.
-    Exact(Schedule, f64),
+    /// This one.
+    Exact(Tried),
+}
+
+/// A schedule beside the default.
+#[derive(Clone, PartialEq)]
+struct Tried {
+    /// Of this kernel alone; without it of all that have a form by warpgroups.
+    at: Option<usize>,
+    schedule: Schedule,
+    /// How far maxima may stay behind.
+    slack: f64,
 }
 
 /// Everything that is checked (small, odd sizes) and timed (large ones).
@@ -188,7 +202,7 @@ fn half(b: usize, h: usize, n: usize, d: usize) -> f64 {
     12.0 * (b * h * d) as f64 * (n * (n + 1) / 2) as f64
 }
 
-fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules: &[(Schedule, f64)]) -> Result<(), String> {
+fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules: &[Tried]) -> Result<(), String> {
     let target = GpuTarget::named(target).map_err(|e| e.to_string())?;
     let assembler = match ptxas {
         Some(p) => Some(Assembler::at(p)?),
@@ -197,6 +211,8 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
     std::fs::create_dir_all(output).map_err(|e| format!("cannot make {}: {e}", output.display()))?;
     let write = |name: &str, bytes: &[u8]| std::fs::write(output.join(name), bytes).map_err(|e| format!("cannot write {}: {e}", output.join(name).display()));
     let (mut forms, mut last) = (vec![], vec![]);
+    // Gradients are of several kernels: each has its own.
+    let tried = |p: &Plan| schedules.iter().filter(|t| p.vjp.is_empty() || t.at.is_some()).map(|t| Plan { form: Form::Exact(t.clone()), ..p.clone() }).collect::<Vec<_>>();
     for p in plans() {
         forms.push(p.clone());
         if p.dtype == DType::F32 && p.flops.is_none() && ["plain", "gelu", "exact"].contains(&p.program) {
@@ -208,13 +224,13 @@ fn pack(output: &Path, target: &str, only: &str, ptxas: Option<&Path>, schedules
         }
         if target.name == "sm_90a" {
             // Two lengths tell which is best; kernels do not depend on it.
-            if p.flops.is_some() && (p.dims.contains("I=8192") || p.dims.contains("I=2048")) && p.vjp.is_empty() {
-                forms.extend(schedules.iter().map(|(s, slack)| Plan { form: Form::Exact(s.clone(), *slack), ..p.clone() }));
+            if p.flops.is_some() && (p.dims.contains("I=8192") || p.dims.contains("I=2048")) {
+                forms.extend(tried(&p));
             }
         }
         // What is timed is checked.
-        if target.name == "sm_90a" && p.flops.is_none() && p.vjp.is_empty() && p.dtype == DType::BF16 && ["plain", "variants"].contains(&p.program) {
-            forms.extend(schedules.iter().map(|(s, slack)| Plan { form: Form::Exact(s.clone(), *slack), ..p.clone() }));
+        if target.name == "sm_90a" && p.flops.is_none() && p.dtype == DType::BF16 && ["plain", "variants"].contains(&p.program) {
+            forms.extend(tried(&p));
         }
     }
     let named: Vec<(String, Plan)> = forms.into_iter().chain(last).map(|p| (title(&p), p)).collect();
@@ -297,7 +313,10 @@ fn title(p: &Plan) -> String {
         Form::Default => String::new(),
         Form::Warps => " by warps".into(),
         Form::Tf32 => " in tf32".into(),
-        Form::Exact(s, slack) => format!(" by {} x {} x {}{}{}", s.rows / 64, s.stream, s.stages, s.flags(), if *slack > 0.0 { " slack" } else { "" }),
+        Form::Exact(Tried { at, schedule: s, slack }) => {
+            let at = at.map_or(String::new(), |k| format!("{k}: "));
+            format!(" by {at}{} x {} x {}{}{}", s.rows / 64, s.stream, s.stages, s.flags(), if *slack > 0.0 { " slack" } else { "" })
+        }
     };
     format!("{}{}{}{} {} {}{form}", if p.flops.is_some() { "time " } else { "" }, p.function, along("jvp", p.jvp), along("vjp", p.vjp), p.dtype, p.dims)
 }
@@ -311,52 +330,60 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let dims: Bindings = dims(&[plan.dims.clone()])?.into_iter().filter(|(n, _)| f.dims().contains(n)).collect();
     // Kernels of attention are compiled without knowing its lengths: one serves all of them.
     let known_sizes: Bindings = dims.iter().filter(|(n, _)| !(dims.contains_key("I") && ["I", "J"].contains(&&***n))).map(|(n, k)| (n.clone(), *k)).collect();
-    let slack = if let Form::Exact(_, slack) = plan.form { slack } else { 0.0 };
+    let slack = if let Form::Exact(t) = &plan.form { t.slack } else { 0.0 };
     let fused = machine::compile_by(&f, &Options { slack, ..machine::gpu(&known_sizes, plan.dtype) })?;
     let (mut kernels, mut compiled, mut bytes, mut exact) = (vec![], vec![], 0.0, true);
     let error = |e: codegen::Error| e.to_string();
     // Sizes of attention's sequences are no strides; others are known.
     let schedules = fused.programs.iter().map(|p| nvptx::default_schedule_at(p, target, &dims)).collect::<Result<Vec<_>, _>>().map_err(error)?;
-    if !matches!(plan.form, Form::Default | Form::Tf32) && !schedules.iter().any(|s| s.warpgroups) {
+    let other = |(i, s): (usize, &Schedule)| match &plan.form {
+        Form::Default | Form::Tf32 => true,
+        Form::Warps => s.warpgroups,
+        Form::Exact(t) => s.warpgroups && t.at.is_none_or(|k| k == i),
+    };
+    if !schedules.iter().enumerate().any(other) {
         return Ok(None);
     }
-    for (p, s) in fused.programs.iter().zip(schedules) {
+    for (i, (p, s)) in fused.programs.iter().zip(schedules).enumerate() {
         let s = match &plan.form {
             Form::Default | Form::Tf32 => s,
             Form::Warps => nvptx::default_by_warps(p, target).map_err(error)?,
-            Form::Exact(e, _) if s.warpgroups => e.clone(),
-            Form::Exact(..) => s,
+            Form::Exact(t) if s.warpgroups && t.at.is_none_or(|k| k == i) => Schedule { aligned: s.aligned, ..t.schedule.clone() },
+            Form::Exact(_) => s,
         };
         let key = (p.to_string(), format!("{s:?}"));
         if !known.kernels.contains_key(&key) {
-            let k = match nvptx::compile(p, target, &s) {
-                Ok(k) => k,
+            let made = match &plan.form {
+                Form::Default | Form::Tf32 => nvptx::compile_fitting(p, target, &dims, assembler, false),
+                _ => nvptx::compile(p, target, &s).map(|kernel| Fitted { assembled: assembler.map(|a| a.assemble(&kernel.ptx, &target.name)), kernel }),
+            };
+            let Fitted { kernel: k, assembled } = match made {
+                Ok(made) => made,
                 // One that does not fit is none to try.
                 Err(codegen::Error::Gpu(_)) if matches!(plan.form, Form::Exact(..)) => return Ok(None),
                 Err(e) => return Err(e.to_string()),
             };
             let stem: String = Sha256::digest(&k.ptx).iter().take(8).map(|b| format!("{b:02x}")).collect();
+            if !known.files.contains_key(&stem) {
+                write(&format!("{stem}.ptx"), k.ptx.as_bytes())?;
+                let cubin = match assembled.transpose()? {
+                    Some(made) => {
+                        write(&format!("{stem}.cubin"), &made.cubin)?;
+                        if !made.fits() {
+                            eprintln!("note: {name}: {}", made.said.lines().filter(|l| l.contains("spill") || l.contains("C75")).collect::<Vec<_>>().join("; ").trim());
+                            known.bad.insert(stem.clone());
+                        }
+                        Some(format!("{stem}.cubin"))
+                    }
+                    None => None,
+                };
+                known.files.insert(stem.clone(), cubin);
+            }
             known.kernels.insert(key.clone(), (stem, k));
         }
         let (stem, k) = known.kernels[&key].clone();
         exact &= !k.ptx.contains(".approx");
         bytes += cost(p, &dims).map_err(|e| e.to_string())?.bytes() as f64;
-        if !known.files.contains_key(&stem) {
-            write(&format!("{stem}.ptx"), k.ptx.as_bytes())?;
-            let cubin = match assembler {
-                Some(a) => {
-                    let made = a.assemble(&k.ptx, &target.name)?;
-                    write(&format!("{stem}.cubin"), &made.cubin)?;
-                    if made.spills != [0, 0] || made.said.contains("C75") {
-                        eprintln!("note: {name}: {}", made.said.lines().filter(|l| l.contains("spill") || l.contains("C75")).collect::<Vec<_>>().join("; ").trim());
-                        known.bad.insert(stem.clone());
-                    }
-                    Some(format!("{stem}.cubin"))
-                }
-                None => None,
-            };
-            known.files.insert(stem.clone(), cubin);
-        }
         if matches!(plan.form, Form::Exact(..)) && known.bad.contains(&stem) {
             return Ok(None);
         }

@@ -27,6 +27,13 @@ pub struct Assembled {
     pub said: String,
 }
 
+impl Assembled {
+    /// Whether a thread's registers suffice, and no product of warpgroups waits for another (`ptxas` says C75xx).
+    pub fn fits(&self) -> bool {
+        self.spills == [0, 0] && !self.said.contains("C75")
+    }
+}
+
 impl Assembler {
     /// `CUDA_BIN`, else what `./dev ptxas` installs beside the sources or below the working directory, else `PATH`, else `/usr/local/cuda/bin`.
     pub fn find() -> Option<Assembler> {

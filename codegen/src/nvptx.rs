@@ -12,6 +12,7 @@ mod each;
 mod emit;
 mod exponential;
 mod factor;
+mod fit;
 pub mod layout;
 mod map;
 mod memory;
@@ -23,6 +24,7 @@ mod tf32;
 pub mod value;
 mod warpgroup;
 
+pub use fit::{Fitted, compile_fitting};
 pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, maxima_behind, schedules, schedules_by_warpgroups};
 
 use crate::target::GpuTarget;
@@ -46,6 +48,8 @@ pub struct Compiled {
     pub mlir: String,
     /// LLVM IR after its passes, if it was asked for.
     pub llvm: Option<String>,
+    /// Of fragments; none where each element has a thread.
+    pub schedule: Option<Schedule>,
     /// Why it has a thread for each element instead of a form over fragments, where that is so.
     pub each: Option<String>,
 }
@@ -75,7 +79,7 @@ pub fn compile(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<C
 /// # Errors
 /// Those of [`compile`].
 pub fn compile_with(p: &Program, target: &GpuTarget, schedule: &Schedule, texts: bool) -> Result<Compiled, Error> {
-    made(p, target, texts, || lower(p, target, schedule))
+    Ok(Compiled { schedule: Some(schedule.clone()), ..made(p, target, texts, || lower(p, target, schedule))? })
 }
 
 /// By the default schedule, with LLVM IR if `texts`.
@@ -121,7 +125,7 @@ fn made(p: &Program, target: &GpuTarget, texts: bool, lower: impl FnOnce() -> Re
     verify::verify(p).map_err(|e| Error::Gpu(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let (mlir, signature) = lower()?;
     let code = mlir::with_module(&mlir, mlir::GPU, |m| llvm::ptx(m, target, texts))?;
-    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm, each: None })
+    Ok(Compiled { ptx: code.ptx, signature, mlir, llvm: code.llvm, schedule: None, each: None })
 }
 
 /// Fragments hold f32.

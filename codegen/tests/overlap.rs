@@ -69,6 +69,35 @@ fn overlapped_kernels_are_right() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// Kernels of a gradient, of which one has products that lag: those of q add what the tile before multiplied by keys that its first products read, too.
+#[test]
+fn gradients_lag() {
+    let text = std::fs::read_to_string(format!("{}/../examples/attention.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let base = |groups, stream, stages| Schedule { lag: true, ..Schedule::warpgroups(groups, 32, stream, stages) };
+    for (dims, at, schedules) in [
+        ([150, 230, 64], 1, vec![base(2, 48, 3), base(2, 32, 2), Schedule { turns: true, ..base(3, 32, 4) }]),
+        ([70, 130, 128], 1, vec![base(1, 48, 3), base(2, 80, 3)]),
+        ([230, 150, 64], 2, vec![base(2, 48, 3)]),
+    ] {
+        let sizes: Vec<(&str, i64)> = [("B", 1), ("H", 1)].into_iter().chain(["I", "J", "D"].into_iter().zip(dims)).collect();
+        let c = Case::gradient(&text, "attention", QKV, DType::BF16, &sizes);
+        for s in schedules {
+            let mut memory = c.inputs.clone();
+            for (n, p) in c.programs.iter().enumerate() {
+                let k = if n == at { nvptx::compile(p, &target, &s) } else { nvptx::compile_default(p, &target, false) }.unwrap_or_else(|e| panic!("{e}"));
+                let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| memory.get(&b.name).filter(|_| b.access == ir::tile::Access::Input).cloned()).collect();
+                let (got, report) = Module::parse(&k.ptx).unwrap().run(&k.signature, &c.dims, &inputs, &Options { budget: 1 << 23, ..Options::default() }).unwrap_or_else(|f| panic!("{dims:?} {s:?}: {f}"));
+                assert!(report.unwritten.values().all(|n| *n == 0), "{:?}", report.unwritten);
+                memory.extend(k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone()).zip(got));
+            }
+            for (name, e) in c.errors(&memory) {
+                assert!(e < 5e-3, "{dims:?}, kernel {at} by {} x {} x {}: {name} is off by {e:e}", s.rows / 64, s.stream, s.stages);
+            }
+        }
+    }
+}
+
 /// Replaces the `n`-th line that has `what` by `f` of it.
 fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
     let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;

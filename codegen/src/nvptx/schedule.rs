@@ -1,7 +1,7 @@
 //! Schedules: what a kernel may choose, and the choice without measurements.
 
 use super::layout::Fragment;
-use super::plan::{Dot, Plan, Roles, Step, Stream, roles, walk};
+use super::plan::{Dot, Issue, Plan, Roles, Step, Stream, roles, walk};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::{Bindings, Dim};
@@ -161,24 +161,33 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
     for (groups, across) in [(2, 1), (3, 1), (1, 1), (2, 2)] {
         for stream in (1..=16).rev().map(|n| 16 * n) {
             for cols in if two_blocks { vec![256, 192, 128, 64, 32] } else { vec![32] } {
+                if two_blocks && (stream % 64 != 0 || across > 1) {
+                    continue;
+                }
+                // More stages need more memory, and no fewer registers.
+                let mut fits = true;
                 for stages in [2, 3, 4, 1] {
-                    if two_blocks && (stream % 64 != 0 || across > 1) {
+                    if !fits && stages > 2 {
                         continue;
                     }
                     let mut s = Schedule::warpgroups_across([groups / across, across], cols, stream, stages);
-                    let Some(plan) = at_sizes(&roles, target, &mut s, dims) else { continue };
+                    let Some(plan) = at_sizes(&roles, target, &mut s, dims) else {
+                        fits = false;
+                        continue;
+                    };
                     // The assembler counts one instruction's registers by what a thread has before warpgroups exchange them.
                     if widest(&plan) / 2 + BESIDE > REGISTER_FILE / (128 * (groups + 1)) {
-                        continue;
+                        break;
                     }
+                    let before = found.len();
                     let most = super::warpgroup::registers(groups).map_or(target.registers_per_thread, |r| r.1);
-                    // Beside reductions of rows a warpgroup's own products may run, if there are such that lag.
-                    if reduces(&plan) && accumulators(&plan) == 1 {
+                    // A warpgroup's own products may run beside its elementwise work, if there are such that lag.
+                    if accumulators(&plan) == 1 {
                         let mut s = Schedule { lag: true, ..s.clone() };
                         if let Ok(plan) = Plan::of(&roles, target, &s)
                             && registers(&plan) <= most
                         {
-                            s.turns = groups > 1 && plan.body.iter().any(|x| matches!(x, Step::For(l) if short(tile(&plan, l).0)));
+                            s.turns = groups > 1 && reduces(&plan) && plan.body.iter().any(|x| matches!(x, Step::For(l) if short(tile(&plan, l).0)));
                             found.push((s, cost_by_warpgroups(&plan)));
                         }
                     }
@@ -189,6 +198,7 @@ pub fn schedules_by_warpgroups(p: &Program, target: &GpuTarget, dims: &Bindings)
                         s.rounded = p.operands == DType::BF16 && across == 1;
                         match Plan::of(&roles, target, &s) {
                             Ok(plan) if s.rounded && accumulators(&plan) == 2 && loads_in_loop(&plan) == 0 && registers(&plan) <= most => plan,
+                            _ if found.len() == before => break,
                             _ => continue,
                         }
                     };
@@ -295,11 +305,14 @@ fn cost_by_warpgroups(plan: &Plan) -> f64 {
         let mut clocks = tensor.max(shared).max(issue) + beside + match (plan.schedule.lag, reduces) {
             // A warpgroup's own products run beside reductions. Where they are short, three warpgroups in turn do better than two (d 64: 455 to 433 TFLOP/s, 445 where nothing
             // lags; d 128: 631 for 542, measured).
-            (true, _) => 0.1 * issue + 250.0 + if short([tensor, shared, issue]) { issue * if groups > 2.0 { 0.09 } else { 0.23 } } else { 0.0 },
+            (true, true) => 0.1 * issue + 250.0 + if short([tensor, shared, issue]) { issue * if groups > 2.0 { 0.09 } else { 0.23 } } else { 0.0 },
+            // A gradient's: 2.43 for 2.60 ms at d 128, nothing at d 64 (measured).
+            (true, false) => 0.1 * issue + 100.0 + if tensor < 1.5 * issue { 0.23 * issue } else { 0.0 },
             (false, true) => alone * issue + again + 500.0,
             (false, false) => alone * issue + again + 150.0,
         };
-        if plan.schedule.stages == 1 {
+        // With two stages, what late products share with the first ones of their tile leaves its stage only when the next tile is half done (10.2 for 9.3 ms, measured).
+        if plan.schedule.stages == 1 || plan.schedule.stages == 2 && super::warpgroup::late(l).is_some_and(|x| shared_early(plan, l, x)) {
             clocks *= 1.2;
         }
         total += clocks / (plan.schedule.rows * columns * plan.p.axis(l.axis).extent()) as f64;
@@ -476,6 +489,13 @@ fn short([tensor, _, issue]: [f64; 3]) -> bool {
     tensor < 0.75 * issue
 }
 
+/// Whether a tile's early products read an operand that its late ones read, too.
+fn shared_early(plan: &Plan, l: &Stream, late: &Issue) -> bool {
+    let rights = |x: &Issue| x.parts.iter().flat_map(|p| p.terms.iter().flat_map(|t| [t.0, t.1])).filter(|v| plan.staged.contains_key(v)).collect::<BTreeSet<_>>();
+    let those = rights(late);
+    l.body.iter().any(|s| matches!(s, Step::Issue(x) if !x.late && !rights(x).is_disjoint(&those)))
+}
+
 /// Whether a loop reduces rows.
 fn reduces(plan: &Plan) -> bool {
     plan.body.iter().any(|s| matches!(s, Step::For(l) if l.body.iter().any(|s| matches!(s, Step::Let(_, Op::Reduce(..))))))
@@ -538,10 +558,10 @@ fn both(plan: &Plan) -> usize {
     if plan.tensor && plan.fragment.rows > 2 && two && accumulators(plan) == 1 { 20 } else { 0 }
 }
 
-/// What columns in shared memory need besides: more where a thread has many (128 × 160 at d 32 spills, 144 does not, seen).
+/// What columns in shared memory need besides: more where a thread has many (128 × 160 at d 32 spills, 144 does not; 112 `rounded` at d 96, seen).
 fn beside(plan: &Plan) -> usize {
     let slots = plan.vectors.keys().map(|v| plan.shape(plan.rank(*v)).1).max();
-    slots.map_or(0, |n| 2 + n.saturating_sub(32))
+    slots.map_or(0, |n| 2 + n.saturating_sub(if plan.schedule.rounded { 20 } else { 32 }))
 }
 
 /// Words of left operands that are there a tile longer than they are made in.

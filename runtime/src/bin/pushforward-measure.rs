@@ -126,10 +126,16 @@ fn line(row: &Value) -> String {
             format!("{mark} {name}: {}", [errors, unlike].concat().join(", "))
         }
         Some(s) => format!(
-            "{mark} {name}: {:.3} ms ({:.3} to {:.3}), {:.1} TFLOP/s, {:.2} TB/s",
-            s * 1e3, row["quartiles"][0].as_f64().unwrap_or(0.0) * 1e3, row["quartiles"][1].as_f64().unwrap_or(0.0) * 1e3, row["tflops"].as_f64().unwrap_or(0.0), row["bytes"].as_f64().unwrap_or(0.0) / s / 1e12
+            "{mark} {name}: {:.3} ms ({:.3} to {:.3}{}), {:.1} TFLOP/s, {:.2} TB/s",
+            s * 1e3, row["quartiles"][0].as_f64().unwrap_or(0.0) * 1e3, row["quartiles"][1].as_f64().unwrap_or(0.0) * 1e3, each(row), row["tflops"].as_f64().unwrap_or(0.0), row["bytes"].as_f64().unwrap_or(0.0) / s / 1e12
         ),
     }
+}
+
+/// What each of a case's kernels takes, where there are several.
+fn each(row: &Value) -> String {
+    let times: Vec<String> = row["kernels"].as_array().into_iter().flatten().map(|s| format!("{:.3}", s.as_f64().unwrap_or(0.0) * 1e3)).collect();
+    if times.is_empty() { String::new() } else { format!("; kernels {}", times.join(" + ")) }
 }
 
 fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, runs: usize) -> Result<Value, Error> {
@@ -152,13 +158,11 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
             None => Kernel::load(gpu, &read(&k.ptx)?, &k.signature)?,
         });
     }
-    let launch = || -> Result<(), Error> {
-        for (k, c) in kernels.iter().zip(&case.kernels) {
-            let buffers: Vec<&Memory> = c.signature.buffers.iter().map(|b| &memory[&b.name].0).collect();
-            k.launch(&buffers, &case.dims)?;
-        }
-        Ok(())
+    let launch_one = |i: usize| -> Result<(), Error> {
+        let buffers: Vec<&Memory> = case.kernels[i].signature.buffers.iter().map(|b| &memory[&b.name].0).collect();
+        kernels[i].launch(&buffers, &case.dims)
     };
+    let launch = || (0..kernels.len()).try_for_each(launch_one);
     launch()?;
     gpu.wait()?;
     let tensor = |name: &Name, shape: &[usize]| -> Result<Tensor, Error> {
@@ -191,9 +195,18 @@ fn one(gpu: &Gpu, case: &Case, read: &dyn Fn(&str) -> Result<Vec<u8>, Error>, ru
         for _ in 0..((0.2 / once.max(1e-6)) as usize).clamp(3, 200) {
             launch()?;
         }
-        let mut times = (0..runs).map(|_| gpu.time(launch)).collect::<Result<Vec<f64>, _>>()?;
-        times.sort_by(f64::total_cmp);
+        let sorted = |launch: &dyn Fn() -> Result<(), Error>| -> Result<Vec<f64>, Error> {
+            let mut times = (0..runs).map(|_| gpu.time(launch)).collect::<Result<Vec<f64>, _>>()?;
+            times.sort_by(f64::total_cmp);
+            Ok(times)
+        };
+        let times = sorted(&launch)?;
         let median = times[times.len() / 2];
+        // Each kernel by itself: of a gradient, the first is the forward that keeps what the others read.
+        if kernels.len() > 1 {
+            let each = (0..kernels.len()).map(|i| Ok(sorted(&|| launch_one(i))?[runs / 2])).collect::<Result<Vec<f64>, Error>>()?;
+            row["kernels"] = json!(each);
+        }
         row["good"] = json!(good);
         row["seconds"] = json!(median);
         row["quartiles"] = json!([times[times.len() / 4], times[times.len() * 3 / 4]]);

@@ -46,7 +46,7 @@ impl Maker {
         let by = self.assembler.as_ref().map_or("PTX", |a| &a.1);
         let made_by = format!("{:?} {} {by} {}", self.target, sizes.join(","), codegen::BUILD);
         each_on(cores(), programs, |p| {
-            let build = || nvptx::compile_at(p, &self.target, dims, false).map(|k| self.assembled(k)).map_err(|e| e.to_string());
+            let build = || nvptx::compile_fitting(p, &self.target, dims, self.assembler.as_ref().map(|a| &a.0), false).map(|k| self.artifact(k)).map_err(|e| e.to_string());
             let (code, source) = self.cache.get_or_build(&key(p, &made_by), build)?;
             if let Source::Rebuilt(why) = &source {
                 eprintln!("note: {why}");
@@ -54,15 +54,17 @@ impl Maker {
             Ok((code, source))
         })
     }
-    fn assembled(&self, k: nvptx::Compiled) -> GpuArtifact {
-        let cubin = self.assembler.as_ref().and_then(|(a, release)| match a.assemble(&k.ptx, &self.target.name) {
-            Ok(done) => Some(done.cubin),
-            Err(why) => {
-                eprintln!("note: {} is left to the driver: ptxas {release}: {}", k.signature.symbol, why.lines().next().unwrap_or(""));
-                None
+    fn artifact(&self, nvptx::Fitted { kernel, assembled }: nvptx::Fitted) -> GpuArtifact {
+        let code = match assembled {
+            Some(Ok(done)) => done.cubin,
+            Some(Err(why)) => {
+                let release = self.assembler.as_ref().map_or("", |a| &a.1);
+                eprintln!("note: {} is left to the driver: ptxas {release}: {}", kernel.signature.symbol, why.lines().next().unwrap_or(""));
+                kernel.ptx.into_bytes()
             }
-        });
-        GpuArtifact { code: cubin.unwrap_or_else(|| k.ptx.into_bytes()), signature: k.signature }
+            None => kernel.ptx.into_bytes(),
+        };
+        GpuArtifact { code, signature: kernel.signature }
     }
 }
 

@@ -160,21 +160,25 @@ impl Emit<'_> {
         let turn = self.enter(base, &before.turn[0], &before.turn[1]);
         self.start[l.axis.index()] = self.ik("muli", i, self.plan.p.axis(l.axis).extent());
         self.carried(l, &before);
-        let mut behind = !first;
-        for s in &l.body {
+        // The first products, and those right behind them that need nothing of this tile.
+        let leading = |s: &Step| matches!(s, Step::Issue(x) if !x.late);
+        let begin = l.body.iter().position(leading).unwrap_or(0);
+        let end = begin + l.body[begin..].iter().take_while(|s| leading(s)).count();
+        for (at, s) in l.body.iter().enumerate() {
             match s {
                 Step::Issue(x) if x.late => {}
-                Step::Issue(x) if std::mem::take(&mut behind) => {
-                    if self.plan.schedule.turns {
+                s => {
+                    if at == begin && !first && self.plan.schedule.turns {
                         self.begin_turn();
                     }
-                    self.issue(x)?;
-                    self.catch_up(late, base, &before)?;
-                    if self.plan.schedule.turns {
-                        self.end_turn();
+                    self.steps(std::slice::from_ref(s))?;
+                    if at + 1 == end && !first {
+                        self.catch_up(late, base, &before)?;
+                        if self.plan.schedule.turns {
+                            self.end_turn();
+                        }
                     }
                 }
-                s => self.steps(std::slice::from_ref(s))?,
             }
         }
         self.leave();
