@@ -112,9 +112,11 @@ impl Kernel {
         let instances = |panels: i64| -> i64 {
             s.grid.iter().zip(&sizes).map(|(g, n)| { let tile = g.tile as i64 * if g.panels { panels } else { 1 }; (n.max(&0) + tile - 1) / tile }).product()
         };
-        // As many panels as leave enough instances to share out evenly.
-        let enough = 6 * threads as i64;
-        let panels = (1..=s.max_panels.max(1) as i64).rev().find(|p| instances(*p) >= enough).unwrap_or(1);
+        // As many panels as leave enough instances to share out evenly, or instances that are all alike and as many for each thread.
+        let (enough, each) = (6 * threads as i64, threads.max(1) as i64);
+        let alike = |panels: i64| s.grid.iter().zip(&sizes).all(|(g, n)| n % (g.tile as i64 * if g.panels { panels } else { 1 }) == 0);
+        let shares = |p: &i64| instances(*p) >= enough || (alike(*p) && instances(*p) % each == 0);
+        let panels = (1..=s.max_panels.max(1) as i64).rev().find(shares).unwrap_or(1);
         Ok(Prepared { numbers, panels, instances: instances(panels), scratch: s.scratch_fixed + panels as usize * s.scratch_panel })
     }
     /// Runs the kernel on memory.

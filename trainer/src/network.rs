@@ -15,7 +15,7 @@ use crate::method::{Condition, Gradients, Weights};
 use crate::program::flat::{Flat, Layout, ROW};
 #[cfg(feature = "jit")]
 use crate::program::gpu::Device;
-use crate::program::{Options, Program};
+use crate::program::{On, Options, Program};
 use crate::rows::Rows;
 use ir::builder::Builder;
 use ir::diagnostic::Error;
@@ -33,6 +33,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 #[cfg(feature = "jit")]
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A function and what its parameters are for.
@@ -190,7 +191,7 @@ pub struct Model {
     network: Network,
     options: Options,
     /// On machines with the host's memory.
-    weights: Weights,
+    weights: Arc<Weights>,
     /// Shapes of the weights.
     shapes: BTreeMap<Name, Vec<usize>>,
     /// On a device.
@@ -235,7 +236,7 @@ impl Model {
         #[cfg(feature = "jit")]
         let resident = Resident::new(&network, weights, options)?;
         let mut f = Model {
-            network, options: options.clone(), weights: Weights::new(), shapes, version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0, spent: BTreeMap::new(),
+            network, options: options.clone(), weights: Arc::default(), shapes, version: 0, programs: BTreeMap::new(), evaluations: 0, launches: 0, spent: BTreeMap::new(),
             #[cfg(feature = "jit")]
             resident,
         };
@@ -259,7 +260,7 @@ impl Model {
         if let Some(r) = &self.resident {
             return r.weights.all().map_err(Error::new);
         }
-        Ok(self.weights.clone())
+        Ok(Weights::clone(&self.weights))
     }
     /// Whether its weights are in a device's memory.
     pub fn is_resident(&self) -> bool {
@@ -305,27 +306,51 @@ impl Model {
     /// # Errors
     /// A weight that is missing, unknown, or of another shape.
     pub fn set_weights(&mut self, weights: &Weights) -> Result<(), Error> {
+        self.check(weights)?;
+        #[cfg(feature = "jit")]
+        if let Some(r) = &self.resident {
+            let name = &self.network.function.name;
+            return weights.iter().try_for_each(|(n, t)| r.weights.write(n, t)).map_err(|e| Error::new(format!("network `{name}`: {e}")));
+        }
+        self.take(weights.clone());
+        Ok(())
+    }
+    /// The same without a copy of those that have the type of [`Options::exchanged`].
+    ///
+    /// # Errors
+    /// Those of [`Model::set_weights`].
+    pub fn give_weights(&mut self, weights: Weights) -> Result<(), Error> {
+        if self.is_resident() {
+            return self.set_weights(&weights);
+        }
+        self.check(&weights)?;
+        self.take(weights);
+        Ok(())
+    }
+    /// Whether programs read the weights where they are: this CPU, in their own type.
+    fn lends(&self) -> bool {
+        self.options.on == On::Cpu && self.options.dtype == self.options.exchanged()
+    }
+    fn take(&mut self, mut weights: Weights) {
+        let dtype = self.options.exchanged();
+        weights.values_mut().filter(|t| t.dtype() != dtype).for_each(|t| *t = t.convert(dtype));
+        self.weights = Arc::new(weights);
+        self.version += 1;
+    }
+    /// Whether they are this network's.
+    fn check(&self, weights: &Weights) -> Result<(), Error> {
         let (f, name) = (&self.network.function, &self.network.function.name);
         let wanted = self.network.weights();
         if let Some(n) = weights.keys().find(|n| !wanted.contains(n)) {
             return Err(Error::new(format!("network `{name}` has no weight `{n}`")));
         }
-        let mut checked = Weights::new();
         for p in f.params.iter().filter(|p| wanted.contains(&p.name)) {
             let (ty, t) = (f.ty(p.var), weights.get(&p.name).ok_or_else(|| Error::new(format!("network `{name}`: no weight `{}` ({})", p.name, f.ty(p.var))))?);
             let fits = ty.axes.len() == t.shape().len() && ty.axes.iter().zip(t.shape()).all(|(a, n)| a.size.eval(&self.network.dims).map_or(true, |s| s == *n as i64));
             if !fits {
                 return Err(Error::new(format!("network `{name}`: weight `{}` is {ty}, but the tensor has shape {:?}", p.name, t.shape())));
             }
-            #[cfg(feature = "jit")]
-            if let Some(r) = &self.resident {
-                r.weights.write(&p.name, t).map_err(|e| Error::new(format!("network `{name}`: {e}")))?;
-                continue;
-            }
-            checked.insert(p.name.clone(), t.convert(self.options.exchanged()));
         }
-        self.weights = checked;
-        self.version += 1;
         Ok(())
     }
     /// Where the time of its programs goes on a CUDA device: program, kernel, launches, seconds.
@@ -358,7 +383,7 @@ impl Model {
     }
     /// The program of a kind for a batch size, with the weights as they are now.
     fn program(&mut self, kind: Kind, batch: usize) -> Result<&mut Program, Error> {
-        let n = &self.network;
+        let (n, lends) = (&self.network, self.lends());
         if !self.programs.contains_key(&(kind, batch)) {
             let mut dims = n.dims.clone();
             dims.insert(n.batch()?, batch as i64);
@@ -374,8 +399,8 @@ impl Model {
             self.programs.insert((kind, batch), (p, 0));
         }
         let (p, version) = self.programs.get_mut(&(kind, batch)).ok_or_else(|| Error::new("a program that was just made is gone"))?;
-        if *version != self.version {
-            for (name, t) in &self.weights {
+        if !lends && *version != self.version {
+            for (name, t) in self.weights.iter() {
                 p.set(name, t).map_err(Error::new)?;
             }
             *version = self.version;
@@ -423,7 +448,11 @@ impl Model {
         Ok(inputs)
     }
     fn run(&mut self, kind: Kind, batch: usize, inputs: &[(String, Tensor)]) -> Result<BTreeMap<Name, Tensor>, Error> {
-        let list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let weights = self.weights.clone();
+        let mut list: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        if self.lends() {
+            list.extend(weights.iter().map(|(n, t)| (&**n, t)));
+        }
         let name = self.network.function.name.clone();
         #[cfg(feature = "jit")]
         if let (Some(r), Kind::Pullback | Kind::Regression) = (&mut self.resident, kind) {

@@ -48,7 +48,7 @@ impl Emit<'_> {
         let laned = plan.lanes == Some(d.vec);
         let chunks = plan.extent(d.vec).div_ceil(vl);
         let (rows, count) = match d.rows {
-            Some(a) => (plan.micro.rows.min(plan.extent(a)), self.axes[a.index()].valid.clone()),
+            Some(a) => (plan.rows(a), self.axes[a.index()].valid.clone()),
             None => (1, Int::K(1)),
         };
         // Panels are as wide as the tile of registers; of another axis, tiles of which none is left over where that is possible.

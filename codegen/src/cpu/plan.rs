@@ -182,6 +182,11 @@ pub struct Plan<'p> {
     crossing: BTreeSet<V>,
 }
 
+/// Accumulators that hide the latency of a multiply-add: 4 clocks of two a clock, and half as many again (a tile of 4×2 is 15 % slower than one of 6×2).
+const ACCUMULATORS: usize = 12;
+/// What a step of a tile costs beside its multiply-adds, in these.
+const STEP: usize = 3;
+
 /// Axes, those that are reduced, and the contiguous one.
 type Shape = (BTreeSet<AxisId>, Option<BTreeSet<AxisId>>, Option<AxisId>);
 
@@ -223,6 +228,9 @@ impl<'p> Plan<'p> {
                 micro.vectors = even;
             }
         }
+        // A narrow tile has more rows: what adds to one accumulator waits for it, and others fill the wait.
+        let registers = target.registers.saturating_sub(1 + micro.vectors) / micro.vectors;
+        micro.rows = micro.rows.max((ACCUMULATORS / micro.vectors).min(registers));
         let width = match lanes {
             Some(a) if !panels => round_up(p.axis(a).extent(), vl),
             Some(_) => micro.vectors * vl,
@@ -310,6 +318,12 @@ impl<'p> Plan<'p> {
     pub fn extent(&self, a: AxisId) -> usize {
         if Some(a) == self.lanes { self.width } else { self.p.axis(a).extent() }
     }
+    /// Rows of accumulator tiles along `a`: as many as leave little of the last tile without use.
+    pub fn rows(&self, a: AxisId) -> usize {
+        let n = self.extent(a).max(1);
+        let time = |r: &usize| n.div_ceil(*r) * (r * self.micro.vectors + STEP);
+        (1..=self.micro.rows.min(n)).rev().min_by_key(time).unwrap_or(1)
+    }
     /// Bytes of an element in scratch memory.
     pub fn bytes(&self, d: DType) -> usize {
         match d {
@@ -331,7 +345,7 @@ impl<'p> Plan<'p> {
                     n += 64 / self.bytes(v.dtype);
                 }
             } else if self.row_axes.contains(&a) {
-                n = round_up(n, self.micro.rows);
+                n = round_up(n, self.rows(a));
             }
             size *= n;
         }

@@ -37,7 +37,7 @@ impl Partition<'_> {
         }
         let f = self.f;
         let eqns: Vec<&Eqn> = closure.iter().map(|i| &f.eqns[*i]).collect();
-        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k)).or_else(|| self.rows_in_instances(k)).or_else(|| self.without_lanes(&eqns, k))
+        self.in_passes(&eqns, k).or_else(|| self.inside(&eqns, k)).or_else(|| self.in_instances(&eqns, k)).or_else(|| self.rows_in_instances(k)).or_else(|| self.without_lanes(&eqns, k)).or_else(|| self.parts_apart(k))
     }
 
     /// A sum of products along the streamed axis that more than one pass needs.
@@ -143,6 +143,19 @@ impl Partition<'_> {
             }
         }
         None
+    }
+    /// Sums that are parts of a joined value, where the parts have no axis in common along which they lie in memory: each element would be moved by itself.
+    /// In kernels of their own they have such lanes, and the join is movement.
+    fn parts_apart(&self, k: &Kernel) -> Option<Why> {
+        let lane = k.parallel.last().filter(|_| self.options.scratch && !k.resident && k.stores.len() > 1)?;
+        if k.stores.iter().any(|s| s.2.of.iter().any(|(n, d)| *n == lane.name && d.is_one())) {
+            return None;
+        }
+        let sums = |v: &Var| self.reach(&[*v], |_| false).iter().any(|u| k.stats.contains_key(u));
+        let mut cuts: Vec<Var> = k.stores.iter().map(|s| s.1).filter(|v| k.targets.iter().all(|t| t.1 != *v) && self.read(*v).is_none() && sums(v) && self.bounded(*v)).collect();
+        cuts.sort();
+        cuts.dedup();
+        (!cuts.is_empty()).then(|| Why::Cut(cuts, format!("it is a part of a joined value whose parts share lanes along {} alone, which is contiguous in none", lane.name)))
     }
     /// Elements in memory that are read for `v` in its pass.
     fn elements_read(&self, v: Var, k: &Kernel) -> f64 {

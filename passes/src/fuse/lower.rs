@@ -112,6 +112,8 @@ pub(super) fn lower_behind(p: &Partition, k: &Kernel, number: usize, slack: f64)
         // A tile of rows is no longer than its axis: memory for those that are not there crowds the cache.
         let role = match (role, a.size.eval(&o.dims)) {
             (Role::Block(tile), Ok(n)) if o.scratch && from_last == 1 && (n.max(1) as usize) < tile => Role::Block(n.max(1) as usize),
+            // Equal tiles of a few: an instance of two thirds of the rows, beside one of a third, leaves a thread without work.
+            (Role::Block(tile), Ok(n)) if o.scratch && from_last == 1 && matmul && (n as usize) < 4 * tile => Role::Block((n as usize).div_ceil((n as usize).div_ceil(tile))),
             (role, _) => role,
         };
         axes.push(TileAxis { name: a.name.clone(), size: a.size.clone(), role });

@@ -26,12 +26,26 @@ struct Shared {
     threads: i64,
     /// Launches so far, for workers that spin before they sleep.
     launches: AtomicUsize,
+    /// Workers that have joined the launch and are not done with it.
+    busy: AtomicUsize,
+}
+
+/// How often is looked before a thread sleeps, some 0.1 ms: launches of a network come one after the other, instances take less than that, and waking a thread takes as long.
+const LOOKS: usize = 6000;
+
+/// Waits a while for `ready`.
+fn spin(ready: impl Fn() -> bool) {
+    for _ in 0..LOOKS {
+        if ready() {
+            return;
+        }
+        std::hint::spin_loop();
+    }
 }
 
 struct State {
     launch: Option<Launch>,
     generation: usize,
-    busy: usize,
     stop: bool,
 }
 
@@ -51,8 +65,8 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// A pool of `threads` threads, the calling one included.
     pub fn new(threads: usize) -> Pool {
-        let state = State { launch: None, generation: 0, busy: 0, stop: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), start: Condvar::new(), done: Condvar::new(), left: AtomicI64::new(0), threads: threads.max(1) as i64, launches: AtomicUsize::new(0) });
+        let state = State { launch: None, generation: 0, stop: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), start: Condvar::new(), done: Condvar::new(), left: AtomicI64::new(0), threads: threads.max(1) as i64, launches: AtomicUsize::new(0), busy: AtomicUsize::new(0) });
         let workers = (1..threads.max(1))
             .map(|_| {
                 let shared = shared.clone();
@@ -83,17 +97,19 @@ impl Pool {
             let mut s = lock(&self.shared.state);
             s.launch = Some(Launch { task: task_ptr, scratch });
             s.generation += 1;
-            s.busy = self.workers.len();
             self.shared.launches.fetch_add(1, Ordering::Release);
             drop(s);
             self.shared.start.notify_all();
         }
         drain(&self.shared, task, mine.get(scratch));
+        // Nothing is left: a worker that comes now is not waited for.
+        lock(&self.shared.state).launch = None;
+        let busy = || self.shared.busy.load(Ordering::Acquire) > 0;
+        spin(|| !busy());
         let mut s = lock(&self.shared.state);
-        while s.busy > 0 {
+        while busy() {
             s = self.shared.done.wait(s).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
-        s.launch = None;
     }
 }
 
@@ -112,13 +128,7 @@ fn work(shared: &Shared) {
     let mut scratch = Scratch::default();
     let (mut seen, mut launches) = (0, 0);
     loop {
-        // Spin for some microseconds: launches come one after the other.
-        for _ in 0..2000 {
-            if shared.launches.load(Ordering::Acquire) != launches {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+        spin(|| shared.launches.load(Ordering::Acquire) != launches);
         let mut s = lock(&shared.state);
         while s.generation == seen && !s.stop {
             s = shared.start.wait(s).unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -128,15 +138,14 @@ fn work(shared: &Shared) {
         }
         seen = s.generation;
         launches = shared.launches.load(Ordering::Acquire);
-        let launch = s.launch;
+        let Some(l) = s.launch else { continue };
+        shared.busy.fetch_add(1, Ordering::Relaxed);
         drop(s);
-        if let Some(l) = launch {
-            // SAFETY: `Pool::run` keeps the task alive until `busy` is zero.
-            drain(shared, unsafe { &*l.task }, scratch.get(l.scratch));
-        }
-        let mut s = lock(&shared.state);
-        s.busy -= 1;
-        if s.busy == 0 {
+        // SAFETY: `Pool::run` keeps the task alive until no worker is busy, and none joins when it waits for that.
+        drain(shared, unsafe { &*l.task }, scratch.get(l.scratch));
+        if shared.busy.fetch_sub(1, Ordering::Release) == 1 {
+            // A caller that saw this thread busy waits by now, or has not got the lock yet.
+            drop(lock(&shared.state));
             shared.done.notify_one();
         }
     }
@@ -253,6 +262,20 @@ mod tests {
                 });
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {instances} instances");
             }
+        }
+    }
+
+    #[test]
+    fn a_launch_is_over_when_it_returns_whoever_comes_late() {
+        // Tasks of nothing: workers are often still on their way when none is left, and what a task refers to is gone then.
+        let pool = Pool::new(4);
+        for n in 0..20_000i64 {
+            let instances = 2 + n % 5;
+            let sum = AtomicI64::new(0);
+            pool.run(instances, 0, &|i, _| {
+                sum.fetch_add(i + 1, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), instances * (instances + 1) / 2, "launch {n}");
         }
     }
 }

@@ -75,7 +75,7 @@ impl Learner {
     }
     /// Gives the network the optimizer's weights; on a device it has them.
     fn learned(&mut self) -> Result<(), Error> {
-        if self.model.is_resident() { Ok(()) } else { self.model.set_weights(&self.optimizer.weights()?) }
+        if self.model.is_resident() { Ok(()) } else { self.model.give_weights(self.optimizer.weights()?) }
     }
     /// Its weights.
     ///
