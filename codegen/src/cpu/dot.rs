@@ -104,7 +104,8 @@ impl Emit<'_> {
             starts.push((self.slot(*a, &at, &Int::K(0))?, self.slot(*b, &at, &tile.lane)?));
         }
         let carried = accs.into_iter().map(|a| (a, tile.ty)).collect();
-        let accs = self.dot_sum(tile, &d.sum, starts, carried)?;
+        let sum: Vec<AxisId> = d.sum.iter().copied().filter(|a| self.axes[a.index()].valid != Int::K(1)).collect();
+        let accs = self.dot_sum(tile, &sum, starts, carried)?;
         let pitch = d.rows.and_then(|a| plan.stride(tile.out, a)).unwrap_or(0);
         let p = self.slot(tile.out, &at, &tile.lane)?;
         for i in 0..tile.rows {

@@ -256,18 +256,6 @@ impl Emit<'_> {
     /// The address in memory of the first element of the current tile of `view`.
     pub(super) fn origin(&mut self, view: &View) -> Result<String, Error> {
         let p = self.buffer(view.buffer);
-        let at = self.first(view)?;
-        let d = self.plan.p.buffers[view.buffer.index()].dtype;
-        Ok(self.t.at(&p, memory_elem(d), &at))
-    }
-    /// The same, where the tile may lie outside of the buffer.
-    pub(super) fn beyond(&mut self, view: &View) -> Result<String, Error> {
-        let p = self.buffer(view.buffer);
-        let at = self.first(view)?;
-        Ok(self.anywhere(&p, view, &at))
-    }
-    /// The number of that element in the buffer.
-    fn first(&mut self, view: &View) -> Result<Int, Error> {
         let mut at = self.dim(&view.offset)?;
         for (a, s) in &view.strides {
             let s = self.dim(s)?;
@@ -275,7 +263,8 @@ impl Emit<'_> {
             let x = self.t.mul(&base, &s);
             at = self.t.add(&at, &x);
         }
-        Ok(at)
+        let d = self.plan.p.buffers[view.buffer.index()].dtype;
+        Ok(self.t.at(&p, memory_elem(d), &at))
     }
     /// Fetches the line at `p`, to be read (`rw` 0) or written (1), into the first (`hint` 3) or second-level cache (2). It may be no address at all.
     pub(super) fn prefetch(&mut self, p: &str, rw: u8, hint: u8) {
@@ -437,7 +426,7 @@ impl Emit<'_> {
                     let q = e.slot(v, &at, &l)?;
                     let (s, w, n) = (e.t.name(&stride), e.t.name(&pitch), e.t.name(&n));
                     let types = "(!llvm.ptr, i64, !llvm.ptr, i64, i64) -> ()";
-                    if load && plan.dots {
+                    if load && plan.dots && !e.is_coming(view) {
                         // The square beside it is a panel's next one, or the next panel's: no stream that the hardware sees.
                         let far = e.t.mul(&stride, &Int::from(vl));
                         let mut q = e.anywhere(&p, view, &far);

@@ -131,7 +131,7 @@ impl Emit<'_> {
         let plan = self.plan;
         let (Some(a), Int::K(offset)) = (n.vec.filter(|a| plan.dots && plan.panels && Some(*a) == plan.lanes && n.domain.len() > 1), &chunk.offset) else { return };
         let bytes = plan.p.buffers[view.buffer.index()].dtype.bytes() as i64;
-        if offset * bytes % 64 != 0 || !view.stride(a).is_some_and(|s| s.is_one()) {
+        if !write && self.is_coming(view) || offset * bytes % 64 != 0 || !view.stride(a).is_some_and(|s| s.is_one()) {
             return;
         }
         let q = self.anywhere(row, view, &Int::K(offset + plan.width as i64));
