@@ -6,6 +6,7 @@
 //! without, read as broadcast scalars; reductions over other axes are vertical; nothing is transposed inside a loop. If the
 //! lane axis is `Full` and a loop is streamed, an instance has all panels of it. If it is `Full` and there is no loop, rows are resident: vectors along them, statistics as scalars. See `docs/lowering.md`.
 
+mod coming;
 mod dot;
 mod memory;
 mod nest;
@@ -48,7 +49,7 @@ pub fn lower(p: &Program, target: &Target) -> Result<(String, Signature), Error>
         max_panels: plan.max_panels,
     };
     let axes = vec![Span { base: Int::K(0), valid: Int::K(0) }; p.axes.len()];
-    let mut e = Emit { plan: &plan, t: Text::new(), helpers: BTreeSet::new(), axes, record: None, dims: signature.dims.clone(), past_caches: false };
+    let mut e = Emit { plan: &plan, t: Text::new(), helpers: BTreeSet::new(), axes, record: None, dims: signature.dims.clone(), past_caches: false, coming: None };
     e.kernel(&signature.grid)?;
     let Emit { t, helpers, .. } = e;
     let mut text = String::from("module {\n");
@@ -80,6 +81,8 @@ struct Emit<'p> {
     dims: Vec<ir::dim::Name>,
     /// Whether whole vectors are stored past the caches, at aligned addresses; scratch memory may then be read at any.
     past_caches: bool,
+    /// What the next tile of the loop around this reads.
+    coming: Option<coming::Coming>,
 }
 
 impl Emit<'_> {
@@ -242,6 +245,9 @@ impl Emit<'_> {
                         let bytes = e.t.mul(&i, &Int::from(plan.panel_bytes));
                         let bytes = e.t.add(&bytes, &Int::from(plan.fixed_bytes));
                         e.record = Some(e.t.at("%scratch", "i8", &bytes));
+                        if let Some(c) = &mut e.coming {
+                            c.panel = Some((i, panels.clone()));
+                        }
                         // A panel of which the tile holds nothing is skipped.
                         let mut visible: Option<String> = None;
                         for c in within.iter().filter(|c| c.axes.iter().any(|(a, _)| *a == lane)) {
@@ -306,7 +312,10 @@ impl Emit<'_> {
                 e.t.min(&left, &Int::K(tile))
             };
             e.axes[l.axis.index()] = Span { base, valid };
-            e.segments(&l.body, panels, if l.lanes_stored { &[] } else { &l.within })
+            let outer = e.coming.replace(coming::Coming::of(e.plan, l));
+            e.segments(&l.body, panels, if l.lanes_stored { &[] } else { &l.within })?;
+            e.coming = outer;
+            Ok(())
         })
     }
 

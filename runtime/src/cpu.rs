@@ -112,11 +112,14 @@ impl Kernel {
         let instances = |panels: i64| -> i64 {
             s.grid.iter().zip(&sizes).map(|(g, n)| { let tile = g.tile as i64 * if g.panels { panels } else { 1 }; (n.max(&0) + tile - 1) / tile }).product()
         };
-        // As many panels as leave enough instances to share out evenly, or instances that are all alike and as many for each thread.
-        let (enough, each) = (6 * threads as i64, threads.max(1) as i64);
+        // As many panels as leave enough instances to share out evenly, or instances that are all alike and as many for each thread; or fewer, down to half of them, if the
+        // thread that does most has less to do then.
+        let threads = threads.max(1) as i64;
         let alike = |panels: i64| s.grid.iter().zip(&sizes).all(|(g, n)| n % (g.tile as i64 * if g.panels { panels } else { 1 }) == 0);
-        let shares = |p: &i64| instances(*p) >= enough || (alike(*p) && instances(*p) % each == 0);
-        let panels = (1..=s.max_panels.max(1) as i64).rev().find(shares).unwrap_or(1);
+        let shares = |p: &i64| instances(*p) >= 6 * threads || (alike(*p) && instances(*p) % threads == 0);
+        let most = (1..=s.max_panels.max(1) as i64).rev().find(shares).unwrap_or(1);
+        let longest = |p: &i64| ((instances(*p) + threads - 1) / threads * p, -p);
+        let panels = (most - most / 2..=most).min_by_key(longest).unwrap_or(most);
         Ok(Prepared { numbers, panels, instances: instances(panels), scratch: s.scratch_fixed + panels as usize * s.scratch_panel })
     }
     /// Runs the kernel on memory.

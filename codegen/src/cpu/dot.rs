@@ -15,6 +15,9 @@ use ir::tile::AxisId;
 use ir::types::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Steps of a sum in an iteration of its loop.
+const STEPS: usize = 4;
+
 /// Rows and vectors of an accumulator tile, and where it stands.
 struct Tile<'a> {
     dot: &'a Dot,
@@ -56,10 +59,16 @@ impl Emit<'_> {
         let v = if laned { most } else { (2..=most).rev().find(|v| chunks.is_multiple_of(*v)).unwrap_or(most) };
         let main = chunks / v * v;
         let at = index.clone();
+        let fetch = if laned && index.is_empty() { self.coming_of(d, rows)? } else { vec![] };
         let range = |e: &mut Self, from: &Int, to: &Int, vectors: usize| {
             e.looped(from, to, (vectors * vl) as i64, |e, lane| {
                 let tile = Tile { dot: d, out, rows, vectors, lane, ty };
-                e.looped(&Int::K(0), &count, rows as i64, |e, i| e.dot_tile(&tile, &at, &i))
+                e.looped(&Int::K(0), &count, rows as i64, |e, i| {
+                    if vectors > 1 {
+                        fetch.iter().try_for_each(|f| e.fetch(f, &i))?;
+                    }
+                    e.dot_tile(&tile, &at, &i)
+                })
             })
         };
         let whole = |e: &mut Self| {
@@ -95,7 +104,8 @@ impl Emit<'_> {
             starts.push((self.slot(*a, &at, &Int::K(0))?, self.slot(*b, &at, &tile.lane)?));
         }
         let carried = accs.into_iter().map(|a| (a, tile.ty)).collect();
-        let accs = self.dot_sum(tile, &d.sum, starts, carried)?;
+        let sum: Vec<AxisId> = d.sum.iter().copied().filter(|a| self.axes[a.index()].valid != Int::K(1)).collect();
+        let accs = self.dot_sum(tile, &sum, starts, carried)?;
         let pitch = d.rows.and_then(|a| plan.stride(tile.out, a)).unwrap_or(0);
         let p = self.slot(tile.out, &at, &tile.lane)?;
         for i in 0..tile.rows {
@@ -159,26 +169,52 @@ impl Emit<'_> {
     }
 
     fn dot_sum(&mut self, tile: &Tile, sum: &[AxisId], starts: Vec<(String, String)>, accs: Vec<(String, Ty)>) -> Result<Vec<String>, Error> {
+        let Some((&a, rest)) = sum.split_first() else {
+            let accs = accs.into_iter().map(|(v, _)| v).collect();
+            return self.dot_step(tile, &starts, accs);
+        };
+        let n = self.axes[a.index()].valid.clone();
+        // Where operands stand `steps` behind them along the axis.
+        let along = |e: &mut Self, starts: &[(String, String)], steps: &Int| -> Vec<(String, String)> {
+            let mut here = vec![];
+            for ((x, y), (p, q)) in tile.dot.terms.iter().zip(starts) {
+                let mut step = |v: V, p: &str| {
+                    let s = e.plan.stride(v, a).unwrap_or(0);
+                    let o = e.t.mul(steps, &Int::from(s));
+                    e.t.at(p, tile.ty.elem, &o)
+                };
+                here.push((step(*x, p), step(*y, q)));
+            }
+            here
+        };
+        // The innermost loop does several steps at a time: its end is then foreseen, and less of it is counting. The order of the sum stays.
+        let several = if rest.is_empty() && tile.vectors > 1 && self.plan.extent(a) >= 4 * STEPS { STEPS as i64 } else { 1 };
+        let main = self.t.div(&n, &Int::K(several));
+        let main = self.t.mul(&main, &Int::K(several));
+        let mut accs = accs;
+        for (from, to, steps) in [(Int::K(0), main.clone(), several), (main, n, 1)] {
+            if from == to {
+                continue;
+            }
+            let out = self.carrying(&from, &to, steps, accs, |e, k, mut inside| {
+                let here = along(e, &starts, &k);
+                for s in 0..steps {
+                    let here = along(e, &here, &Int::K(s));
+                    inside = e.dot_sum(tile, rest, here, inside.into_iter().map(|v| (v, tile.ty)).collect())?;
+                }
+                Ok(inside)
+            })?;
+            accs = out.into_iter().map(|v| (v, tile.ty)).collect();
+        }
+        Ok(accs.into_iter().map(|(v, _)| v).collect())
+    }
+
+    /// One step of the sum of every term.
+    fn dot_step(&mut self, tile: &Tile, starts: &[(String, String)], mut accs: Vec<String>) -> Result<Vec<String>, Error> {
         let plan = self.plan;
         let elem = tile.ty.elem;
-        if let Some((&a, rest)) = sum.split_first() {
-            let n = self.axes[a.index()].valid.clone();
-            return self.carrying(&Int::K(0), &n, 1, accs, |e, k, inside| {
-                let mut here = vec![];
-                for ((x, y), (p, q)) in tile.dot.terms.iter().zip(&starts) {
-                    let mut step = |v: V, p: &str| {
-                        let s = e.plan.stride(v, a).unwrap_or(0);
-                        let o = e.t.mul(&k, &Int::from(s));
-                        e.t.at(p, elem, &o)
-                    };
-                    here.push((step(*x, p), step(*y, q)));
-                }
-                e.dot_sum(tile, rest, here, inside.into_iter().map(|v| (v, tile.ty)).collect())
-            });
-        }
-        let mut accs: Vec<String> = accs.into_iter().map(|(v, _)| v).collect();
         let dtype: DType = plan.values[tile.out].dtype;
-        for ((x, y), (p, q)) in tile.dot.terms.iter().zip(&starts) {
+        for ((x, y), (p, q)) in tile.dot.terms.iter().zip(starts) {
             let pitch = |v: V| tile.dot.rows.and_then(|a| plan.stride(v, a));
             let mut panel: Vec<String> = vec![];
             let mut factor = String::new();

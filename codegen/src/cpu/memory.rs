@@ -266,6 +266,10 @@ impl Emit<'_> {
         let d = self.plan.p.buffers[view.buffer.index()].dtype;
         Ok(self.t.at(&p, memory_elem(d), &at))
     }
+    /// Fetches the line at `p`, to be read (`rw` 0) or written (1), into the first (`hint` 3) or second-level cache (2). It may be no address at all.
+    pub(super) fn prefetch(&mut self, p: &str, rw: u8, hint: u8) {
+        self.t.line(format_args!("\"llvm.intr.prefetch\"({p}) <{{rw = {rw} : i32, hint = {hint} : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+    }
     /// `elements` behind `p` in the view's buffer.
     pub(super) fn behind(&mut self, p: &str, view: &View, elements: &Int) -> String {
         let d = self.plan.p.buffers[view.buffer.index()].dtype;
@@ -422,6 +426,17 @@ impl Emit<'_> {
                     let q = e.slot(v, &at, &l)?;
                     let (s, w, n) = (e.t.name(&stride), e.t.name(&pitch), e.t.name(&n));
                     let types = "(!llvm.ptr, i64, !llvm.ptr, i64, i64) -> ()";
+                    if load && plan.dots && !e.is_coming(view) {
+                        // The square beside it is a panel's next one, or the next panel's: no stream that the hardware sees.
+                        let far = e.t.mul(&stride, &Int::from(vl));
+                        let mut q = e.anywhere(&p, view, &far);
+                        for k in 0..vl {
+                            if k > 0 {
+                                q = e.anywhere(&q, view, &stride);
+                            }
+                            e.prefetch(&q, 0, 2);
+                        }
+                    }
                     let call = if load {
                         e.call(Helper::Transpose(d, c), &format!("{p}, {s}, {q}, {w}, {n}"), types)
                     } else {

@@ -298,7 +298,9 @@ impl<'p> Plan<'p> {
         } else if plan.panel_bytes == 0 && !streams {
             64
         } else {
-            ((target.l2 * 3 / 4).saturating_sub(plan.fixed_bytes) / plan.panel_bytes.max(1)).clamp(1, 8)
+            // Records are read in order, a panel's while products of it run, so that they may be more than the second-level cache holds: what is
+            // copied for all panels costs more.
+            ((target.l2 * 3 / 2).saturating_sub(plan.fixed_bytes) / plan.panel_bytes.max(1)).clamp(1, 16)
         };
         Ok(plan)
     }

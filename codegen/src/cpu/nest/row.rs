@@ -121,7 +121,7 @@ impl Emit<'_> {
         let start = self.t.add(&start, &Int::from(c * self.plan.vl - c * self.plan.vl * quarters / 4));
         let start = self.t.add(&start, &s);
         let q = self.anywhere(row, view, &start);
-        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = 0 : i32, hint = 2 : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+        self.prefetch(&q, 0, 2);
         Ok(())
     }
 
@@ -131,11 +131,11 @@ impl Emit<'_> {
         let plan = self.plan;
         let (Some(a), Int::K(offset)) = (n.vec.filter(|a| plan.dots && plan.panels && Some(*a) == plan.lanes && n.domain.len() > 1), &chunk.offset) else { return };
         let bytes = plan.p.buffers[view.buffer.index()].dtype.bytes() as i64;
-        if offset * bytes % 64 != 0 || !view.stride(a).is_some_and(|s| s.is_one()) {
+        if !write && self.is_coming(view) || offset * bytes % 64 != 0 || !view.stride(a).is_some_and(|s| s.is_one()) {
             return;
         }
         let q = self.anywhere(row, view, &Int::K(offset + plan.width as i64));
         let (rw, hint) = if write { (1, 3) } else { (0, 2) };
-        self.t.line(format_args!("\"llvm.intr.prefetch\"({q}) <{{rw = {rw} : i32, hint = {hint} : i32, cache = 1 : i32}}> : (!llvm.ptr) -> ()"));
+        self.prefetch(&q, rw, hint);
     }
 }
