@@ -1,0 +1,90 @@
+//! Kernels whose blocks stay and take one tile of the grid after the other: right at odd sizes and for any number of multiprocessors, each tile taken once, and mistakes
+//! in their text show in the PTX machine.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod cases;
+
+use cases::Case;
+use codegen::nvptx::{self, Compiled, Schedule};
+use codegen::{Error, GpuTarget};
+use ir::types::DType;
+use runtime::sim::{Fault, FaultKind, Module, Options, Report};
+
+/// Two batch entries and two heads.
+fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
+    let file = if function == "attention" { "attention" } else { "attention_variants" };
+    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let [i, j, d] = dims;
+    Case::new(&text, function, wrt, dtype, &[("B", 2), ("H", 2), ("I", i), ("J", j), ("D", d), ("E", d)])
+}
+
+fn compile(c: &Case, s: &Schedule) -> Result<Compiled, Error> {
+    nvptx::compile(&c.programs[0], &GpuTarget::named("sm_90a").unwrap(), s)
+}
+
+/// The largest relative error of the text's results on so many multiprocessors.
+fn run(c: &Case, k: &Compiled, text: &str, multiprocessors: usize) -> Result<(f64, Report), Fault> {
+    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e:?}"));
+    let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| c.inputs.get(&b.name).cloned()).collect();
+    let options = Options { budget: 1 << 24, multiprocessors, ..Options::default() };
+    let (got, report) = module.run(&k.signature, &c.dims, &inputs, &options)?;
+    let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
+    let worst = c.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) });
+    Ok((if report.unwritten.values().all(|n| *n == 0) { worst } else { f64::NAN }, report))
+}
+
+const QKV: &[&str] = &["q", "k", "v"];
+
+fn persistent(s: Schedule) -> Schedule {
+    Schedule { persistent: true, ..s }
+}
+
+#[test]
+fn persistent_kernels_are_right() {
+    let base = |groups, stream, stages| persistent(Schedule::warpgroups(groups, 32, stream, stages));
+    let overlapped = |s: Schedule| Schedule { turns: true, lag: true, ..s };
+    let gelu = std::fs::read_to_string(format!("{}/../examples/gelu_linear.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let gelu = |dims: [(&str, i64); 3]| Case::new(&gelu, "gelu_linear", &["x", "w"], DType::BF16, &dims);
+    let mut bad = vec![];
+    for (what, c, schedules) in [
+        // Odd and even numbers of tiles in a loop, so that a tile begins anywhere in the ring.
+        ("forward", attention("attention", &[], DType::BF16, [150, 230, 64]), vec![base(2, 48, 2), overlapped(base(2, 48, 3)), Schedule { turns: true, ..base(3, 32, 2) }]),
+        ("f16", attention("attention", &[], DType::F16, [270, 77, 128]), vec![Schedule { lag: true, ..base(1, 32, 2) }, base(2, 96, 1)]),
+        // Loops of different lengths, the longest first.
+        ("causal", attention("causal", &[], DType::BF16, [300, 290, 64]), vec![overlapped(base(2, 48, 2)), base(2, 32, 4)]),
+        ("window", attention("window", &[], DType::BF16, [290, 130, 64]), vec![overlapped(base(2, 32, 2))]),
+        // Bounds that are loaded, for each batch entry.
+        ("lengths", attention("lengths", &[], DType::BF16, [130, 130, 64]), vec![base(2, 32, 2), overlapped(base(2, 32, 2))]),
+        ("jvp", attention("attention", QKV, DType::BF16, [150, 150, 64]), vec![base(2, 48, 2), Schedule { rounded: true, turns: true, ..base(2, 64, 2) }]),
+        ("causal jvp", attention("causal", QKV, DType::BF16, [140, 130, 128]), vec![base(2, 32, 2)]),
+        ("no keys", attention("attention", &[], DType::BF16, [150, 0, 64]), vec![base(2, 48, 2), overlapped(base(2, 48, 2))]),
+        // A pair of warpgroups that exchanges halves of products, and statistics.
+        ("256", attention("attention", QKV, DType::BF16, [140, 70, 256]), vec![persistent(Schedule::warpgroups_across([1, 2], 32, 32, 1))]),
+        // Two tiled axes, and no tile that is there once.
+        ("product", gelu([("M", 300), ("K", 136), ("N", 200)]), vec![persistent(Schedule::warpgroups(2, 64, 64, 2))]),
+    ] {
+        for s in schedules {
+            let k = compile(&c, &s).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for multiprocessors in [1, 3, 100] {
+                let what = format!("{what} {} x {} x {}{} on {multiprocessors}", s.rows / 64, s.stream, s.stages, s.flags());
+                let tiles = k.signature.tiles(&c.dims).unwrap();
+                let bound = if c.programs[0].operands == DType::F16 { 6e-4 } else { 5e-3 };
+                match run(&c, &k, &k.ptx, multiprocessors) {
+                    Ok((e, r)) => {
+                        println!("{what}: {tiles} tiles, {e:.2e}");
+                        if e.is_nan() || e > bound {
+                            bad.push(format!("{what} is off by {e:e}"));
+                        }
+                        // As many as there are tiles: the variable is zero again.
+                        let taken = r.by_class.get("atomic").copied().unwrap_or(0);
+                        if taken != tiles as u64 {
+                            bad.push(format!("{what}: {taken} tiles were asked for, of {tiles}"));
+                        }
+                    }
+                    Err(f) => bad.push(format!("{what}: {f}")),
+                }
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
