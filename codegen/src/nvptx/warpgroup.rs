@@ -124,6 +124,7 @@ impl Emit<'_> {
             self.t.line(format_args!("nvvm.setmaxregister decrease {few}"));
         }
         copy(self)?;
+        self.flight.position = None;
         self.t.line("} else {");
         if let Some((_, many)) = registers {
             self.t.line(format_args!("nvvm.setmaxregister increase {many}"));
