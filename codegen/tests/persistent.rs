@@ -104,6 +104,12 @@ fn persistent_kernels_keep_their_registers() {
             for (s, _) in nvptx::schedules_by_warpgroups(&c.programs[0], &target, &c.dims).unwrap().into_iter().take(4) {
                 let what = format!("{function} {wrt:?} {d} {} x {} x {}{}", s.rows / 64, s.stream, s.stages, s.flags());
                 let said = |s: &Schedule| assembler.assemble(&compile(&c, s).unwrap().ptx, "sm_90a").unwrap();
+                if let Ok(dir) = std::env::var("DUMP") {
+                    for (n, s) in [("p", persistent(s.clone())), ("n", s.clone())] {
+                        std::fs::write(format!("{dir}/{n}_{}.ptx", what.replace([' ', '"', ',', '[', ']'], "")), compile(&c, &s).unwrap().ptx).unwrap();
+                    }
+                    continue;
+                }
                 let (plain, made) = (said(&s), said(&persistent(s.clone())));
                 println!("{what}: {:?} {:?} registers {} {}", plain.spills, made.spills, plain.registers, made.registers);
                 if made.spills != [0, 0] || made.said.contains("C75") {

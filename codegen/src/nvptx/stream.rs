@@ -30,7 +30,7 @@ impl Emit<'_> {
     }
 
     /// Axes that tiles of the grid are along, and how many elements a tile has.
-    fn parallel(&self) -> Vec<(AxisId, usize)> {
+    pub fn parallel(&self) -> Vec<(AxisId, usize)> {
         self.plan.p.axes.iter().enumerate().filter_map(|(i, a)| match a.role {
             Role::Grid => Some((AxisId(i as u32), 1)),
             Role::Block(n) => Some((AxisId(i as u32), n)),

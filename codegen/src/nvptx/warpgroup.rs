@@ -59,6 +59,8 @@ pub(super) struct Flight {
     turn: Option<(String, String)>,
     /// Where the ring stands before the next loop: stage and parity. None: at its beginning.
     pub position: Option<[String; 2]>,
+    /// Of persistent blocks, how many tiles of the grid were before the present one, and whether a whole warp asks about it.
+    count: Option<(String, bool)>,
     /// The group of products that is the last to read tiles that are there once.
     outer: Option<usize>,
     /// Whether this is the loop's last tile.
@@ -143,6 +145,9 @@ impl Emit<'_> {
         for (i, s) in before.iter().enumerate() {
             if !done.contains(&i) {
                 self.steps(std::slice::from_ref(s))?;
+                if matches!(s, Step::For(_)) {
+                    self.begin_tile_again()?;
+                }
             }
         }
         self.land_all();

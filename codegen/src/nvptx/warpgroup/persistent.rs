@@ -2,7 +2,7 @@
 //! present one's results are made and stored (Shah et al., 2024).
 //!
 //! A block begins with the tile of its number. One thread takes the others, one ahead: it adds one to a variable of the module, which wraps to zero at the number of all tiles, since so
-//! many are asked for in a launch, and writes the tile's number where all other roles of the block read it, between barrier objects. Who comes first takes the next tile in the grid's
+//! many are asked for in a launch, and tells where it is in memory that all other roles of the block read, for even and odd ones in turn. Who comes first takes the next tile in the grid's
 //! order, heads one after the other and long loops first, so that blocks end together however long their tiles are. Two more threads copy: one fills the ring, whose stage and parity go on
 //! from tile to tile, the other one the tiles that are there once, as soon as the last products that read them are done.
 
@@ -10,8 +10,16 @@ use super::super::emit::{Emit, I32};
 use super::super::plan::Step;
 use crate::Error;
 
-/// Barrier objects of persistent blocks, and the number of the next tile: empty (tiles that are there once), full and empty (that number), and where it is.
-pub(super) const WORDS: usize = 4;
+/// Barrier objects of persistent blocks, 8 bytes each: one that says that what is there once is empty; then, for the block's even and odd tiles, one that says that a tile is
+/// known, and one that it is done. Behind them, for even and odd tiles, what is told of a tile: whether there is one, and its first position along each axis of the grid.
+const OUTER: usize = 0;
+const FULL: usize = 1;
+const EMPTY: usize = 3;
+const TOLD: usize = 5;
+/// Bytes of what is told.
+const RECORD: usize = 64;
+/// All of it, in words of 8 bytes.
+pub(super) const WORDS: usize = TOLD + 2 * RECORD / 8;
 
 impl Emit<'_> {
     /// Barrier object number `i` of persistent blocks.
@@ -25,9 +33,9 @@ impl Emit<'_> {
             return Ok(());
         }
         let warps = self.plan.fragment.threads() / 32;
-        // Who reads the next tile's number: warps that multiply, and the threads that copy.
-        let copying = 1 + usize::from(!self.ring()?.outer.is_empty());
-        for (i, n) in [warps, 1, warps + copying].into_iter().enumerate() {
+        // Who reads numbers: warps that multiply, and the threads that copy.
+        let readers = warps + 1 + usize::from(!self.ring()?.outer.is_empty());
+        for (i, n) in [(OUTER, warps), (FULL, 1), (FULL + 1, 1), (EMPTY, readers), (EMPTY + 1, readers)] {
             let object = self.own_object(i);
             let n = self.k(n as i64);
             self.t.line(format_args!("nvvm.mbarrier.init {object}, {n} : !llvm.ptr<3>, i32"));
@@ -39,7 +47,9 @@ impl Emit<'_> {
     pub(in super::super) fn persistent(&mut self, before: &[Step], after: &[Step]) -> Result<(), Error> {
         let plan = self.plan;
         let ring = self.ring()?.clone();
-        let total = self.tiles()?;
+        if 4 * (1 + self.parallel().len()) > RECORD {
+            return Err(crate::nvptx::refused(&plan.p, "persistent: a grid of so many axes"));
+        }
         self.objects()?;
         let threads = plan.fragment.threads();
         let only = |e: &mut Self, warp: usize, body: &dyn Fn(&mut Self) -> Result<(), Error>| {
@@ -51,7 +61,7 @@ impl Emit<'_> {
         self.by_roles(
             |e| {
                 only(e, 0, &|e| {
-                    e.each_tile(&total, 2, false, |e, _, at| {
+                    e.each_tile(2, false, |e, _, at| {
                         e.flight.position = Some([at[0].clone(), at[1].clone()]);
                         e.scalars(before)?;
                         e.fill_loops(before, &ring.groups)?;
@@ -60,9 +70,9 @@ impl Emit<'_> {
                 })?;
                 if !ring.outer.is_empty() {
                     only(e, 1, &|e| {
-                        e.each_tile(&total, 0, false, |e, parity, _| {
+                        e.each_tile(0, false, |e, parity, _| {
                             let one = e.k(1);
-                            let empty = e.own_object(0);
+                            let empty = e.own_object(OUTER);
                             let filled = e.i("xori", parity, &one);
                             e.await_object(&empty, &filled);
                             e.fill_outer(&ring.outer)?;
@@ -70,16 +80,13 @@ impl Emit<'_> {
                         })
                     })?;
                 }
-                only(e, 2, &|e| {
-                    e.take_tiles(&total);
-                    Ok(())
-                })
+                only(e, 2, &|e| e.take_tiles())
             },
             |e| {
                 if plan.schedule.turns {
                     e.first_turn()?;
                 }
-                e.each_tile(&total, 2, true, |e, parity, at| {
+                e.each_tile(2, true, |e, parity, at| {
                     e.flight.position = Some([at[0].clone(), at[1].clone()]);
                     // Of the tile before, another warp may still read what was exchanged.
                     e.exchanged = true;
@@ -97,73 +104,116 @@ impl Emit<'_> {
 
     /// `body` for every tile of the block, with the parity of the tile's number in the block and `carried` words that are zero at first; the words for the next tile. `warps`: for
     /// all threads of a warp, else for one.
-    fn each_tile(&mut self, total: &str, carried: usize, warps: bool, body: impl FnOnce(&mut Self, &str, &[String]) -> Result<Vec<String>, Error>) -> Result<(), Error> {
-        let first = self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into());
-        let zero = self.k(0);
-        let start = [vec![first], vec![zero; 1 + carried]].concat();
+    fn each_tile(&mut self, carried: usize, warps: bool, body: impl FnOnce(&mut Self, &str, &[String]) -> Result<Vec<String>, Error>) -> Result<(), Error> {
+        let (zero, one) = (self.k(0), self.k(1));
+        let (types, names) = (vec![I32.to_string(); 1 + carried].join(", "), |e: &mut Self| (0..=carried).map(|_| e.t.fresh()).collect::<Vec<_>>());
+        let (result, seen, inside) = (self.t.fresh(), names(self), names(self));
+        let args: Vec<String> = seen.iter().map(|a| format!("{a} = {zero}")).collect();
+        self.t.line(format_args!("{result}:{} = scf.while ({}) : ({types}) -> ({types}) {{", 1 + carried, args.join(", ")));
+        let (full, parity) = (self.place_of(FULL, &seen[0]), self.i_parity(&seen[0]));
+        self.await_object(&full, &parity);
+        let some = self.told(&seen[0], 0, warps);
+        let more = self.cmp("ne", &some, &zero);
+        let typed: Vec<String> = inside.iter().map(|a| format!("{a}: {I32}")).collect();
+        self.t.line(format_args!("scf.condition({more}) {} : {types}\n}} do {{\n^bb0({}):", seen.join(", "), typed.join(", ")));
         let outer = (self.start.clone(), self.env.clone(), self.packed.clone());
-        let inside = self.tile_loop(total, &start);
-        self.begin_tile(inside[0].clone())?;
-        let next = body(self, &inside[1], &inside[2..])?;
+        let count = inside[0].clone();
+        self.flight.count = Some((count.clone(), warps));
+        self.begin_tile_again()?;
+        let parity = self.ik("andi", &count, 1);
+        let next = body(self, &parity, &inside[1..])?;
         (self.start, self.env, self.packed) = outer;
-        self.flight.position = None;
-        let (full, empty, word) = (self.own_object(1), self.own_object(2), self.own_object(3));
-        self.await_object(&full, &inside[1]);
-        let mut tile = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ld.shared.u32 $0, [$1];\", \"=r,l,~{{memory}}\" {word} : (!llvm.ptr<3>) -> i32"));
+        (self.flight.position, self.flight.count) = (None, None);
+        let empty = self.place_of(EMPTY, &count);
         if warps {
-            // The same in all lanes as the compiler sees it, and all have read it.
-            let (all, zero, last) = (self.k(-1), self.k(0), self.k(31));
-            tile = self.t.op(format_args!("nvvm.shfl.sync idx {all}, {tile}, {zero}, {last} : i32 -> i32"));
+            let all = self.k(-1);
+            self.t.line(format_args!("nvvm.bar.warp.sync {all} : i32"));
             self.arrive(&[empty], None);
         } else {
             self.t.op(format_args!("nvvm.mbarrier.arrive {empty} : !llvm.ptr<3> -> i64"));
         }
-        let one = self.k(1);
-        let parity = self.i("xori", &inside[1], &one);
-        self.next_tile(&[vec![tile, parity], next].concat());
+        let count = self.i("addi", &count, &one);
+        self.t.line(format_args!("scf.yield {} : {types}\n}}", [vec![count], next].concat().join(", ")));
         Ok(())
     }
 
-    /// Takes tiles for the block, one ahead.
-    fn take_tiles(&mut self, total: &str) {
-        let (first, blocks) = (self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()), self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into()));
-        let last = self.entry("subi", total, 1);
-        let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
-        let (zero, one) = (self.k(0), self.k(1));
-        let inside = self.tile_loop(total, &[first, zero]);
-        let (full, empty, word) = (self.own_object(1), self.own_object(2), self.own_object(3));
-        // Before the first, it is empty.
-        let parity = self.i("xori", &inside[1], &one);
-        self.await_object(&empty, &parity);
-        let n = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
-        let tile = self.i("addi", &n, &blocks);
-        self.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"st.shared.u32 [$0], $1;\", \"l,r,~{{memory}}\" {word}, {tile} : (!llvm.ptr<3>, i32) -> ()"));
-        self.t.op(format_args!("nvvm.mbarrier.arrive {full} : !llvm.ptr<3> -> i64"));
-        self.next_tile(&[tile, parity]);
+    /// Positions of the block's present tile: read again behind its loop, so that none is kept through it.
+    pub(super) fn begin_tile_again(&mut self) -> Result<(), Error> {
+        let Some((count, warps)) = self.flight.count.clone() else { return Ok(()) };
+        let zero = self.k(0);
+        self.start = vec![zero; self.plan.p.axes.len()];
+        for (i, (axis, _)) in self.parallel().into_iter().enumerate() {
+            self.start[axis.index()] = self.told(&count, 1 + i, warps);
+        }
+        Ok(())
+    }
+    /// Word `i` of what is told of the block's tile number `count`: whether there is one, then its positions; for a warp the same in all lanes as the compiler sees it.
+    fn told(&mut self, count: &str, i: usize, warps: bool) -> String {
+        let record = self.place_of(TOLD, count);
+        let word = self.step(&record, 3, 4 * i);
+        let x = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ld.shared.u32 $0, [$1];\", \"=r,l,~{{memory}}\" {word} : (!llvm.ptr<3>) -> i32"));
+        if !warps {
+            return x;
+        }
+        let (all, zero, last) = (self.k(-1), self.k(0), self.k(31));
+        self.t.op(format_args!("nvvm.shfl.sync idx {all}, {x}, {zero}, {last} : i32 -> i32"))
+    }
+    /// Of two objects or words that tiles have in turn, that of the block's tile number `count`.
+    fn place_of(&mut self, first: usize, count: &str) -> String {
+        let object = self.own_object(first);
+        let odd = self.ik("andi", count, 1);
+        let by = self.ik("muli", &odd, if first == TOLD { RECORD } else { 8 });
+        self.t.op(format_args!("llvm.getelementptr {object}[{by}] : (!llvm.ptr<3>, i32) -> !llvm.ptr<3>, i8"))
+    }
+    /// Whether both were had an odd number of times.
+    fn i_parity(&mut self, count: &str) -> String {
+        let twice = self.ik("shrui", count, 1);
+        self.ik("andi", &twice, 1)
     }
 
-    /// Begins a loop that ends when its first word is no tile any more; its words.
-    fn tile_loop(&mut self, total: &str, start: &[String]) -> Vec<String> {
-        let types = vec![I32.to_string(); start.len()].join(", ");
-        let list = |names: &[String]| names.join(", ");
-        let (result, seen, inside) = (self.t.fresh(), start.iter().map(|_| self.t.fresh()).collect::<Vec<_>>(), start.iter().map(|_| self.t.fresh()).collect::<Vec<_>>());
-        let args: Vec<String> = seen.iter().zip(start).map(|(a, b)| format!("{a} = {b}")).collect();
-        self.t.line(format_args!("{result}:{} = scf.while ({}) : ({types}) -> ({types}) {{", start.len(), list(&args)));
-        let more = self.cmp("slt", &seen[0], total);
-        let typed: Vec<String> = inside.iter().map(|a| format!("{a}: {I32}")).collect();
-        self.t.line(format_args!("scf.condition({more}) {} : {types}\n}} do {{\n^bb0({}):", list(&seen), list(&typed)));
-        inside
-    }
-    /// Ends it.
-    fn next_tile(&mut self, words: &[String]) {
-        let types = vec![I32.to_string(); words.len()].join(", ");
-        self.t.line(format_args!("scf.yield {} : {types}\n}}", words.join(", ")));
+    /// Takes tiles for the block, one ahead; a number below zero behind the last one.
+    fn take_tiles(&mut self) -> Result<(), Error> {
+        let total = self.tiles()?;
+        let (first, blocks) = (self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()), self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into()));
+        let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
+        let (zero, one) = (self.k(0), self.k(1));
+        let parallel = self.parallel();
+        let tell = |e: &mut Self, tile: &str, count: &str| -> Result<(), Error> {
+            let more = e.cmp("slt", tile, &total);
+            let some = e.t.op(format_args!("arith.extui {more} : i1 to i32"));
+            e.begin_tile(tile.into())?;
+            let starts: Vec<String> = parallel.iter().map(|(a, _)| e.start[a.index()].clone()).collect();
+            let record = e.place_of(TOLD, count);
+            for (i, x) in [vec![some], starts].concat().into_iter().enumerate() {
+                let word = e.step(&record, 3, 4 * i);
+                e.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"st.shared.u32 [$0], $1;\", \"l,r,~{{memory}}\" {word}, {x} : (!llvm.ptr<3>, i32) -> ()"));
+            }
+            let full = e.place_of(FULL, count);
+            e.t.op(format_args!("nvvm.mbarrier.arrive {full} : !llvm.ptr<3> -> i64"));
+            Ok(())
+        };
+        tell(self, &first, &zero)?;
+        let [result, tile, before, count] = [(); 4].map(|()| self.t.fresh());
+        self.t.line(format_args!("{result} = scf.while ({tile} = {first}, {before} = {one}) : (i32, i32) -> i32 {{"));
+        let more = self.cmp("slt", &tile, &total);
+        self.t.line(format_args!("scf.condition({more}) {before} : i32\n}} do {{\n^bb0({count}: i32):"));
+        // Not before the present one begins, so that who is late takes none that another one could begin with; the first time, it is empty.
+        let (empty, parity) = (self.place_of(EMPTY, &count), self.i_parity(&count));
+        let parity = self.i("xori", &parity, &one);
+        self.await_object(&empty, &parity);
+        let last = self.ik("subi", &total, 1);
+        let next = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
+        let next = self.i("addi", &next, &blocks);
+        tell(self, &next, &count)?;
+        let count = self.i("addi", &count, &one);
+        self.t.line(format_args!("scf.yield {next}, {count} : i32, i32\n}}"));
+        Ok(())
     }
 
     /// Says that nobody of the warp reads the tiles that are there once any more.
     pub(super) fn free_outer(&mut self) {
         if self.plan.schedule.persistent && self.plan.ring.as_ref().is_some_and(|r| !r.outer.is_empty()) {
-            let object = self.own_object(0);
+            let object = self.own_object(OUTER);
             self.arrive(&[object], None);
         }
     }
@@ -173,7 +223,7 @@ impl Emit<'_> {
             return Ok(());
         }
         let none = self.cmp("sge", from, to);
-        let object = self.own_object(0);
+        let object = self.own_object(OUTER);
         self.arrive(&[object], Some(none));
         Ok(())
     }
@@ -183,7 +233,7 @@ impl Emit<'_> {
             && let Some(last) = self.flight.last.clone()
         {
             self.flight.outer = None;
-            let object = self.own_object(0);
+            let object = self.own_object(OUTER);
             self.arrive(&[object], Some(last));
         }
     }
