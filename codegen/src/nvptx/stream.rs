@@ -524,6 +524,7 @@ impl Emit<'_> {
         let mut types: Vec<String> = carried.iter().flat_map(|c| vec![crate::text::Ty::of(c.1, None).to_string(); c.2.len()]).collect();
         // The stage, and in a ring whether it has been gone through an odd number of times.
         let first = if ring { self.ring_position() } else { vec![self.k(0)] };
+        let place = names.len()..names.len() + first.len();
         types.extend(vec![I32.to_string(); first.len()]);
         names.extend(first);
         let (i, r) = (self.t.fresh(), self.t.fresh());
@@ -532,11 +533,10 @@ impl Emit<'_> {
         let one = self.k(1);
         self.t.line(format_args!("{r}:{} = scf.for {i} = {from} to {to} step {one} iter_args({}) -> ({}) : i32 {{", names.len(), args.join(", "), types.join(", ")));
         let outer = (self.start[l.axis.index()].clone(), self.stage.clone(), self.env.clone(), self.packed.clone(), self.pending);
-        let slot = inside[names.len() - if ring { 2 } else { 1 }].clone();
+        let slot = inside[place.start].clone();
         let mut next = vec![slot.clone()];
         if ring {
-            let phase = inside[names.len() - 1].clone();
-            next = self.enter(&base, &slot, &phase);
+            next = self.enter(&base, &inside[place.clone()]);
             self.is_last(&i, &to);
         } else if staged {
             let here = self.ik("muli", &slot, stage_bytes);
@@ -585,7 +585,7 @@ impl Emit<'_> {
         self.flight.reduced.clear();
         self.flight.made.clear();
         if ring {
-            self.flight.position = Some([format!("{r}#{}", names.len() - 2), format!("{r}#{}", names.len() - 1)]);
+            self.flight.position = Some(place.map(|n| format!("{r}#{n}")).collect());
             self.free_outer_unread(&from, &to)?;
         }
         if turns {

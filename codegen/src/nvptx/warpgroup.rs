@@ -57,10 +57,10 @@ pub(super) struct Flight {
     pub made: Vec<String>,
     /// The ring's present stage and parity.
     turn: Option<(String, String)>,
-    /// Where the ring stands before the next loop: stage and parity. None: at its beginning.
-    pub position: Option<[String; 2]>,
-    /// Of persistent blocks, how many tiles of the grid were before the present one, and whether a whole warp asks about it.
-    count: Option<(String, bool)>,
+    /// Where the ring stands before the next loop. None: at its beginning.
+    pub position: Option<Vec<String>>,
+    /// Of persistent blocks, whether a whole warp asks where the present tile is.
+    asks: bool,
     /// The group of products that is the last to read tiles that are there once.
     outer: Option<usize>,
     /// Whether this is the loop's last tile.
@@ -217,19 +217,28 @@ impl Emit<'_> {
         self.t.line(format_args!("scf.condition({again})\n}} do {{\nscf.yield\n}}"));
     }
 
-    /// Begins a tile in stage `slot`, `parity` whether the ring was gone through an odd number of times; what the next tile has there.
-    pub(super) fn enter(&mut self, base: &str, slot: &str, parity: &str) -> Vec<String> {
-        let here = self.ik("muli", slot, self.plan.shared[1]);
+    /// Begins a tile where the ring stands at `position`; where it stands in the next tile.
+    pub(super) fn enter(&mut self, base: &str, position: &[String]) -> Vec<String> {
+        let (slot, parity) = self.slot_and_parity(position);
+        let here = self.ik("muli", &slot, self.plan.shared[1]);
         self.stage = Some(self.i("addi", base, &here));
         self.flight.arrived.clear();
         self.flight.columns = 0;
         self.flight.rounded.clear();
-        self.flight.turn = Some((slot.into(), parity.into()));
-        self.turn(slot, parity)
+        self.flight.turn = Some((slot, parity));
+        self.turn(position)
     }
-    /// The next stage and its parity.
-    fn turn(&mut self, slot: &str, parity: &str) -> Vec<String> {
+    /// Stage, and whether the ring was gone through an odd number of times.
+    fn slot_and_parity(&mut self, position: &[String]) -> (String, String) {
+        match position {
+            [slot, parity] => (slot.clone(), parity.clone()),
+            word => self.unpacked(&word[0]),
+        }
+    }
+    /// The position in the next tile.
+    fn turn(&mut self, position: &[String]) -> Vec<String> {
         let stages = self.plan.schedule.stages;
+        let [slot, parity] = position else { return vec![self.packed_turn(&position[0])] };
         let next = self.wrap(slot, 1, stages);
         let zero = self.k(0);
         let around = self.cmp("eq", &next, &zero);
@@ -241,10 +250,10 @@ impl Emit<'_> {
         self.land_all();
         self.flight.turn = None;
     }
-    /// Stage and parity that the next loop begins at.
+    /// Where the ring stands when the next loop begins: stage and parity, or one word of persistent blocks.
     pub(super) fn ring_position(&mut self) -> Vec<String> {
         let zero = self.k(0);
-        self.flight.position.clone().map_or(vec![zero.clone(), zero], Vec::from)
+        self.flight.position.clone().unwrap_or(vec![zero.clone(), zero])
     }
     /// Says that groups of the ring are empty whose products are done, `landed` being the last of these.
     fn release(&mut self, landed: usize) {

@@ -81,10 +81,13 @@ impl Emit<'_> {
         let [region, bytes, _] = self.plan.shared;
         let base = self.shared_base();
         let base = self.entry("addi", &base, region);
-        let (i, r, slot, parity) = (self.t.fresh(), self.t.fresh(), self.t.fresh(), self.t.fresh());
+        let (i, r, at) = (self.t.fresh(), self.t.fresh(), self.ring_position());
+        let position: Vec<String> = at.iter().map(|_| self.t.fresh()).collect();
+        let args: Vec<String> = position.iter().zip(&at).map(|(p, a)| format!("{p} = {a}")).collect();
+        let types = vec![I32.to_string(); at.len()].join(", ");
         let one = self.k(1);
-        let at = self.ring_position();
-        self.t.line(format_args!("{r}:2 = scf.for {i} = {from} to {to} step {one} iter_args({slot} = {}, {parity} = {}) -> ({I32}, {I32}) : i32 {{", at[0], at[1]));
+        self.t.line(format_args!("{r}:{} = scf.for {i} = {from} to {to} step {one} iter_args({}) -> ({types}) : i32 {{", at.len(), args.join(", ")));
+        let (slot, parity) = self.slot_and_parity(&position);
         let start = self.ik("muli", &i, self.plan.p.axis(l.axis).extent());
         let outer = std::mem::replace(&mut self.start[l.axis.index()], start);
         let here = self.ik("muli", &slot, bytes);
@@ -96,10 +99,10 @@ impl Emit<'_> {
             self.await_object(&empty, &before);
             self.fill_group(vs, &full, &here)?;
         }
-        let next = self.turn(&slot, &parity);
-        self.t.line(format_args!("scf.yield {}, {} : {I32}, {I32}\n}}", next[0], next[1]));
+        let next = self.turn(&position);
+        self.t.line(format_args!("scf.yield {} : {types}\n}}", next.join(", ")));
         self.start[l.axis.index()] = outer;
-        self.flight.position = Some([format!("{r}#0"), format!("{r}#1")]);
+        self.flight.position = Some((0..at.len()).map(|n| format!("{r}#{n}")).collect());
         Ok(())
     }
 

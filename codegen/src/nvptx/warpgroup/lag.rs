@@ -67,7 +67,7 @@ struct Left {
     rows: Vec<(ValueId, DType, Vec<String>)>,
     /// Words of left operands.
     words: Vec<(ValueId, Vec<String>)>,
-    /// The next stage and its parity.
+    /// Where the ring then stands.
     turn: Vec<String>,
 }
 
@@ -149,7 +149,7 @@ impl Emit<'_> {
             self.define(c.after, Value::regs(*rank, *dtype, Tail::Any, after))?;
             n += regs.len();
         }
-        self.flight.position = Some([format!("{r}#{n}"), format!("{r}#{}", n + 1)]);
+        self.flight.position = Some((n..before.len()).map(|i| format!("{r}#{i}")).collect());
         Ok(())
     }
 
@@ -162,7 +162,7 @@ impl Emit<'_> {
 
     /// Tile `i` before `end`, and behind its first products the late ones of the tile before, if there was one; what it leaves.
     fn lagging_tile(&mut self, l: &Stream, late: &Issue, base: &str, [i, end]: [&str; 2], before: Left, first: bool) -> Result<Left, Error> {
-        let turn = self.enter(base, &before.turn[0], &before.turn[1]);
+        let turn = self.enter(base, &before.turn);
         self.is_last(i, end);
         self.start[l.axis.index()] = self.ik("muli", i, self.plan.p.axis(l.axis).extent());
         self.carried(l, &before);
@@ -190,13 +190,13 @@ impl Emit<'_> {
     /// Issues the late products of the tile that left `left`.
     fn catch_up(&mut self, late: &Issue, base: &str, left: &Left) -> Result<(), Error> {
         let plan = self.plan;
-        let (slot, parity) = (&left.turn[0], &left.turn[1]);
+        let (slot, parity) = self.slot_and_parity(&left.turn);
         let present = (self.stage.clone(), self.flight.turn.clone());
-        let before = self.wrap(slot, plan.schedule.stages - 1, plan.schedule.stages);
+        let before = self.wrap(&slot, plan.schedule.stages - 1, plan.schedule.stages);
         let zero = self.k(0);
-        let around = self.cmp("eq", slot, &zero);
+        let around = self.cmp("eq", &slot, &zero);
         let around = self.t.op(format_args!("arith.extui {around} : i1 to i32"));
-        let parity = self.i("xori", parity, &around);
+        let parity = self.i("xori", &parity, &around);
         let at = self.ik("muli", &before, plan.shared[1]);
         self.stage = Some(self.i("addi", base, &at));
         self.flight.turn = Some((before, parity));

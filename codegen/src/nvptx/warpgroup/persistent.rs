@@ -16,6 +16,9 @@ const OUTER: usize = 0;
 const FULL: usize = 1;
 const EMPTY: usize = 3;
 const TOLD: usize = 5;
+/// A role's place is one word: the ring's stage; from this bit on, its parity; from that one on, how many tiles of the grid the block had. One register through the loop.
+const PARITY: usize = 8;
+const COUNT: usize = 9;
 /// Bytes of what is told.
 const RECORD: usize = 64;
 /// All of it, in words of 8 bytes.
@@ -61,22 +64,18 @@ impl Emit<'_> {
         self.by_roles(
             |e| {
                 only(e, 0, &|e| {
-                    e.each_tile(2, false, |e, _, at| {
-                        e.flight.position = Some([at[0].clone(), at[1].clone()]);
+                    e.each_tile(false, |e| {
                         e.scalars(before)?;
-                        e.fill_loops(before, &ring.groups)?;
-                        Ok(e.ring_position())
+                        e.fill_loops(before, &ring.groups)
                     })
                 })?;
                 if !ring.outer.is_empty() {
                     only(e, 1, &|e| {
-                        e.each_tile(0, false, |e, parity, _| {
-                            let one = e.k(1);
-                            let empty = e.own_object(OUTER);
-                            let filled = e.i("xori", parity, &one);
+                        e.each_tile(false, |e| {
+                            let (empty, odd) = (e.own_object(OUTER), e.odd());
+                            let filled = e.ik("xori", &odd, 1);
                             e.await_object(&empty, &filled);
-                            e.fill_outer(&ring.outer)?;
-                            Ok(vec![])
+                            e.fill_outer(&ring.outer)
                         })
                     })?;
                 }
@@ -86,13 +85,11 @@ impl Emit<'_> {
                 if plan.schedule.turns {
                     e.first_turn()?;
                 }
-                e.each_tile(2, true, |e, parity, at| {
-                    e.flight.position = Some([at[0].clone(), at[1].clone()]);
+                e.each_tile(true, |e| {
                     // Of the tile before, another warp may still read what was exchanged.
                     e.exchanged = true;
-                    let done = e.scalars(before)?;
-                    e.multiply(before, after, &done, parity)?;
-                    Ok(e.ring_position())
+                    let (done, odd) = (e.scalars(before)?, e.odd());
+                    e.multiply(before, after, &done, &odd)
                 })?;
                 if plan.schedule.turns {
                     e.last_turn()?;
@@ -102,29 +99,25 @@ impl Emit<'_> {
         )
     }
 
-    /// `body` for every tile of the block, with the parity of the tile's number in the block and `carried` words that are zero at first; the words for the next tile. `warps`: for
-    /// all threads of a warp, else for one.
-    fn each_tile(&mut self, carried: usize, warps: bool, body: impl FnOnce(&mut Self, &str, &[String]) -> Result<Vec<String>, Error>) -> Result<(), Error> {
-        let (zero, one) = (self.k(0), self.k(1));
-        let (types, names) = (vec![I32.to_string(); 1 + carried].join(", "), |e: &mut Self| (0..=carried).map(|_| e.t.fresh()).collect::<Vec<_>>());
-        let (result, seen, inside) = (self.t.fresh(), names(self), names(self));
-        let args: Vec<String> = seen.iter().map(|a| format!("{a} = {zero}")).collect();
-        self.t.line(format_args!("{result}:{} = scf.while ({}) : ({types}) -> ({types}) {{", 1 + carried, args.join(", ")));
-        let (full, parity) = (self.place_of(FULL, &seen[0]), self.i_parity(&seen[0]));
+    /// `body` for every tile of the block. `warps`: for all threads of a warp, else for one.
+    fn each_tile(&mut self, warps: bool, body: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        let zero = self.k(0);
+        let [result, seen, word] = [(); 3].map(|()| self.t.fresh());
+        self.t.line(format_args!("{result} = scf.while ({seen} = {zero}) : ({I32}) -> {I32} {{"));
+        let (full, parity) = (self.place_of(FULL, &seen), self.times(&seen));
         self.await_object(&full, &parity);
-        let some = self.told(&seen[0], 0, warps);
+        let some = self.told(&seen, 0, warps);
         let more = self.cmp("ne", &some, &zero);
-        let typed: Vec<String> = inside.iter().map(|a| format!("{a}: {I32}")).collect();
-        self.t.line(format_args!("scf.condition({more}) {} : {types}\n}} do {{\n^bb0({}):", seen.join(", "), typed.join(", ")));
+        self.t.line(format_args!("scf.condition({more}) {seen} : {I32}\n}} do {{\n^bb0({word}: {I32}):"));
         let outer = (self.start.clone(), self.env.clone(), self.packed.clone());
-        let count = inside[0].clone();
-        self.flight.count = Some((count.clone(), warps));
+        self.flight.position = Some(vec![word]);
+        self.flight.asks = warps;
         self.begin_tile_again()?;
-        let parity = self.ik("andi", &count, 1);
-        let next = body(self, &parity, &inside[1..])?;
+        body(self)?;
         (self.start, self.env, self.packed) = outer;
-        (self.flight.position, self.flight.count) = (None, None);
-        let empty = self.place_of(EMPTY, &count);
+        let word = self.ring_position()[0].clone();
+        self.flight.position = None;
+        let empty = self.place_of(EMPTY, &word);
         if warps {
             let all = self.k(-1);
             self.t.line(format_args!("nvvm.bar.warp.sync {all} : i32"));
@@ -132,24 +125,41 @@ impl Emit<'_> {
         } else {
             self.t.op(format_args!("nvvm.mbarrier.arrive {empty} : !llvm.ptr<3> -> i64"));
         }
-        let count = self.i("addi", &count, &one);
-        self.t.line(format_args!("scf.yield {} : {types}\n}}", [vec![count], next].concat().join(", ")));
+        let next = self.ik("addi", &word, 1 << COUNT);
+        self.t.line(format_args!("scf.yield {next} : {I32}\n}}"));
         Ok(())
     }
 
+    /// Stage and parity of a word of a block's place.
+    pub(super) fn unpacked(&mut self, word: &str) -> (String, String) {
+        let parity = self.ik("shrui", word, PARITY);
+        (self.ik("andi", word, (1 << PARITY) - 1), self.ik("andi", &parity, 1))
+    }
+    /// The word where the ring is one stage further.
+    pub(super) fn packed_turn(&mut self, word: &str) -> String {
+        let stages = self.plan.schedule.stages;
+        let (slot, _) = self.unpacked(word);
+        let last = self.k(stages as i64 - 1);
+        let around = self.cmp("eq", &slot, &last);
+        let (next, first) = (self.ik("addi", word, 1), self.ik("subi", word, stages - 1));
+        let first = self.ik("xori", &first, 1 << PARITY);
+        self.t.op(format_args!("arith.select {around}, {first}, {next} : i32"))
+    }
     /// Positions of the block's present tile: read again behind its loop, so that none is kept through it.
     pub(super) fn begin_tile_again(&mut self) -> Result<(), Error> {
-        let Some((count, warps)) = self.flight.count.clone() else { return Ok(()) };
-        let zero = self.k(0);
+        if !self.plan.schedule.persistent {
+            return Ok(());
+        }
+        let (zero, word, warps) = (self.k(0), self.ring_position()[0].clone(), self.flight.asks);
         self.start = vec![zero; self.plan.p.axes.len()];
         for (i, (axis, _)) in self.parallel().into_iter().enumerate() {
-            self.start[axis.index()] = self.told(&count, 1 + i, warps);
+            self.start[axis.index()] = self.told(&word, 1 + i, warps);
         }
         Ok(())
     }
-    /// Word `i` of what is told of the block's tile number `count`: whether there is one, then its positions; for a warp the same in all lanes as the compiler sees it.
-    fn told(&mut self, count: &str, i: usize, warps: bool) -> String {
-        let record = self.place_of(TOLD, count);
+    /// Part `i` of what is told of the block's tile at `word`: whether there is one, then its positions; for a warp the same in all lanes as the compiler sees it.
+    fn told(&mut self, word: &str, i: usize, warps: bool) -> String {
+        let record = self.place_of(TOLD, word);
         let word = self.step(&record, 3, 4 * i);
         let x = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"ld.shared.u32 $0, [$1];\", \"=r,l,~{{memory}}\" {word} : (!llvm.ptr<3>) -> i32"));
         if !warps {
@@ -158,17 +168,24 @@ impl Emit<'_> {
         let (all, zero, last) = (self.k(-1), self.k(0), self.k(31));
         self.t.op(format_args!("nvvm.shfl.sync idx {all}, {x}, {zero}, {last} : i32 -> i32"))
     }
-    /// Of two objects or words that tiles have in turn, that of the block's tile number `count`.
-    fn place_of(&mut self, first: usize, count: &str) -> String {
+    /// Of two objects or records that tiles have in turn, that of the present one.
+    fn place_of(&mut self, first: usize, word: &str) -> String {
         let object = self.own_object(first);
-        let odd = self.ik("andi", count, 1);
+        let count = self.ik("shrui", word, COUNT);
+        let odd = self.ik("andi", &count, 1);
         let by = self.ik("muli", &odd, if first == TOLD { RECORD } else { 8 });
         self.t.op(format_args!("llvm.getelementptr {object}[{by}] : (!llvm.ptr<3>, i32) -> !llvm.ptr<3>, i8"))
     }
-    /// Whether both were had an odd number of times.
-    fn i_parity(&mut self, count: &str) -> String {
-        let twice = self.ik("shrui", count, 1);
+    /// Whether each of both was had an odd number of times.
+    fn times(&mut self, word: &str) -> String {
+        let twice = self.ik("shrui", word, COUNT + 1);
         self.ik("andi", &twice, 1)
+    }
+    /// The parity of the tile's number in the block.
+    fn odd(&mut self) -> String {
+        let word = self.ring_position()[0].clone();
+        let count = self.ik("shrui", &word, COUNT);
+        self.ik("andi", &count, 1)
     }
 
     /// Takes tiles for the block, one ahead; a number below zero behind the last one.
@@ -176,7 +193,7 @@ impl Emit<'_> {
         let total = self.tiles()?;
         let (first, blocks) = (self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()), self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into()));
         let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
-        let (zero, one) = (self.k(0), self.k(1));
+        let (zero, one, second) = (self.k(0), self.k(1), self.k(1 << COUNT));
         let parallel = self.parallel();
         let tell = |e: &mut Self, tile: &str, count: &str| -> Result<(), Error> {
             let more = e.cmp("slt", tile, &total);
@@ -194,18 +211,18 @@ impl Emit<'_> {
         };
         tell(self, &first, &zero)?;
         let [result, tile, before, count] = [(); 4].map(|()| self.t.fresh());
-        self.t.line(format_args!("{result} = scf.while ({tile} = {first}, {before} = {one}) : (i32, i32) -> i32 {{"));
+        self.t.line(format_args!("{result} = scf.while ({tile} = {first}, {before} = {second}) : (i32, i32) -> i32 {{"));
         let more = self.cmp("slt", &tile, &total);
         self.t.line(format_args!("scf.condition({more}) {before} : i32\n}} do {{\n^bb0({count}: i32):"));
         // Not before the present one begins, so that who is late takes none that another one could begin with; the first time, it is empty.
-        let (empty, parity) = (self.place_of(EMPTY, &count), self.i_parity(&count));
+        let (empty, parity) = (self.place_of(EMPTY, &count), self.times(&count));
         let parity = self.i("xori", &parity, &one);
         self.await_object(&empty, &parity);
         let last = self.ik("subi", &total, 1);
         let next = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
         let next = self.i("addi", &next, &blocks);
         tell(self, &next, &count)?;
-        let count = self.i("addi", &count, &one);
+        let count = self.ik("addi", &count, 1 << COUNT);
         self.t.line(format_args!("scf.yield {next}, {count} : i32, i32\n}}"));
         Ok(())
     }
