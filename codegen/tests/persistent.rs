@@ -8,7 +8,7 @@ use cases::Case;
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
-use runtime::sim::{Fault, FaultKind, Module, Options, Report};
+use runtime::sim::{Fault, Module, Options, Report};
 
 /// Two batch entries and two heads.
 fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
@@ -87,6 +87,54 @@ fn persistent_kernels_are_right() {
         }
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// Replaces the `n`-th line that has `what` by `f` of it.
+fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
+    let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;
+    text.lines().enumerate().map(|(i, l)| if i == at { f(l) } else { l.to_string() } + "\n").collect()
+}
+
+#[test]
+fn mistakes_show() {
+    let c = attention("causal", &[], DType::BF16, [300, 150, 64]);
+    let k = compile(&c, &persistent(Schedule { turns: true, lag: true, ..Schedule::warpgroups(2, 32, 32, 2) })).unwrap();
+    let good = &k.ptx;
+    let right = |text: &str| run(&c, &k, text, 2).is_ok_and(|r| r.0 < 2e-2);
+    let (error, report) = run(&c, &k, good, 2).unwrap_or_else(|f| panic!("{f}"));
+    assert!(error < 5e-3, "{error}");
+    let count = |what: &str| good.lines().filter(|l| l.contains(what)).count();
+    let (mut missed, mut seen) = (vec![], 0);
+    let mut see = |what: String, text: String| {
+        // Where no thread comes, as where a loop has no tile, nothing shows.
+        let at = text.lines().zip(good.lines()).position(|(a, b)| a != b).map(|n| n as u32 + 1);
+        if at.is_none_or(|n| !report.by_line.contains_key(&n)) {
+            return;
+        }
+        seen += 1;
+        if right(&text) {
+            missed.push(what);
+        }
+    };
+    for n in 0..count("mbarrier.try_wait.parity") {
+        for parity in [0, 1] {
+            see(format!("parity {parity} of wait {n}"), edit(good, "mbarrier.try_wait.parity", n, |l| format!("{}, {parity};", l.rsplit_once(',').unwrap().0)));
+        }
+    }
+    for n in 0..count("mbarrier.init") {
+        see(format!("one arrival less at object {n}"), edit(good, "mbarrier.init", n, |l| format!("{}, 7;", l.rsplit_once(',').unwrap().0)));
+    }
+    for what in ["mbarrier.arrive.shared", "\tbar.arrive", "atom.", "mbarrier.arrive.expect_tx"] {
+        for n in 0..count(what) {
+            see(format!("{what} {n} lost"), edit(good, what, n, |_| String::new()));
+        }
+    }
+    for n in 0..count("%nctaid.x") {
+        see(format!("tiles from another number on, {n}"), edit(good, "%nctaid.x", n, |l| l.replace("%nctaid.x", "%ctaid.x")));
+    }
+    println!("{seen} mistakes");
+    assert!(seen > 40, "{seen}");
+    assert!(missed.is_empty(), "not caught:\n{}", missed.join("\n"));
 }
 
 /// Where an assembler is installed: no spill, and nothing serialised, as without.

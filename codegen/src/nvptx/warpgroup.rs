@@ -59,6 +59,8 @@ pub(super) struct Flight {
     turn: Option<(String, String)>,
     /// Where the ring stands before the next loop. None: at its beginning.
     pub position: Option<Vec<String>>,
+    /// Words are packed here and not earlier.
+    pub packs_here: bool,
     /// Of persistent blocks, whether a whole warp asks where the present tile is.
     asks: bool,
     /// The group of products that is the last to read tiles that are there once.

@@ -229,6 +229,16 @@ impl Emit<'_> {
             left.rows.push((v, x.dtype, regs));
         }
         let lefts: BTreeSet<ValueId> = late.parts.iter().flat_map(|p| p.terms.iter().map(|t| t.0)).collect();
+        if plan.schedule.persistent {
+            // Behind the wait for the products that still read the tile's before: else the assembler lets products run one by one. Elsewhere the compiler moves them here by itself.
+            self.flight.packs_here = true;
+            for v in &lefts {
+                if let Some(k) = plan.rank(*v).col.filter(|_| self.packed.remove(v).is_some()) {
+                    self.packed(*v, k)?;
+                }
+            }
+            self.flight.packs_here = false;
+        }
         left.words = lefts.into_iter().filter_map(|v| Some((v, self.packed.get(&v)?.to_vec()))).collect();
         Ok(left)
     }

@@ -1,10 +1,10 @@
 //! Persistent blocks: as many as the device holds at once, each of which takes tiles of the grid until none are left, so that the next tile's operands are copied while the
 //! present one's results are made and stored (Shah et al., 2024).
 //!
-//! A block begins with the tile of its number. One thread takes the others, one ahead: it adds one to a variable of the module, which wraps to zero at the number of all tiles, since so
-//! many are asked for in a launch, and tells where it is in memory that all other roles of the block read, for even and odd ones in turn. Who comes first takes the next tile in the grid's
-//! order, heads one after the other and long loops first, so that blocks end together however long their tiles are. Two more threads copy: one fills the ring, whose stage and parity go on
-//! from tile to tile, the other one the tiles that are there once, as soon as the last products that read them are done.
+//! A block begins with the tile of its number. The thread that fills the ring takes the next one when all copies of the present one are under way: it adds one to a variable of the
+//! module, which wraps to zero at the number of all tiles, since so many are asked for in a launch, and tells the block's other roles, between barrier objects, where the tile is. Who
+//! comes first takes the next tile in the grid's order, heads one after the other and long loops first, so that blocks end together however long their tiles are. The ring's stage and
+//! parity go on from tile to tile. Another thread copies the tiles that are there once, as soon as the last products that read them are done.
 
 use super::super::emit::{Emit, I32};
 use super::super::plan::Step;
@@ -64,9 +64,12 @@ impl Emit<'_> {
         self.by_roles(
             |e| {
                 only(e, 0, &|e| {
+                    let (first, zero) = (e.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()), e.k(0));
+                    e.tell(&first, &zero)?;
                     e.each_tile(false, |e| {
                         e.scalars(before)?;
-                        e.fill_loops(before, &ring.groups)
+                        e.fill_loops(before, &ring.groups)?;
+                        e.take_tile()
                     })
                 })?;
                 if !ring.outer.is_empty() {
@@ -79,7 +82,7 @@ impl Emit<'_> {
                         })
                     })?;
                 }
-                only(e, 2, &|e| e.take_tiles())
+                Ok(())
             },
             |e| {
                 if plan.schedule.turns {
@@ -188,42 +191,36 @@ impl Emit<'_> {
         self.ik("andi", &count, 1)
     }
 
-    /// Takes tiles for the block, one ahead; a number below zero behind the last one.
-    fn take_tiles(&mut self) -> Result<(), Error> {
+    /// Takes the block's next tile, and tells where it is. Only when all copies of the present one are under way, so that a block that is late takes none that another one could begin with.
+    fn take_tile(&mut self) -> Result<(), Error> {
         let total = self.tiles()?;
-        let (first, blocks) = (self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()), self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into()));
         let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
-        let (zero, one, second) = (self.k(0), self.k(1), self.k(1 << COUNT));
-        let parallel = self.parallel();
-        let tell = |e: &mut Self, tile: &str, count: &str| -> Result<(), Error> {
-            let more = e.cmp("slt", tile, &total);
-            let some = e.t.op(format_args!("arith.extui {more} : i1 to i32"));
-            e.begin_tile(tile.into())?;
-            let starts: Vec<String> = parallel.iter().map(|(a, _)| e.start[a.index()].clone()).collect();
-            let record = e.place_of(TOLD, count);
-            for (i, x) in [vec![some], starts].concat().into_iter().enumerate() {
-                let word = e.step(&record, 3, 4 * i);
-                e.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"st.shared.u32 [$0], $1;\", \"l,r,~{{memory}}\" {word}, {x} : (!llvm.ptr<3>, i32) -> ()"));
-            }
-            let full = e.place_of(FULL, count);
-            e.t.op(format_args!("nvvm.mbarrier.arrive {full} : !llvm.ptr<3> -> i64"));
-            Ok(())
-        };
-        tell(self, &first, &zero)?;
-        let [result, tile, before, count] = [(); 4].map(|()| self.t.fresh());
-        self.t.line(format_args!("{result} = scf.while ({tile} = {first}, {before} = {second}) : (i32, i32) -> i32 {{"));
-        let more = self.cmp("slt", &tile, &total);
-        self.t.line(format_args!("scf.condition({more}) {before} : i32\n}} do {{\n^bb0({count}: i32):"));
-        // Not before the present one begins, so that who is late takes none that another one could begin with; the first time, it is empty.
-        let (empty, parity) = (self.place_of(EMPTY, &count), self.times(&count));
-        let parity = self.i("xori", &parity, &one);
+        let last = self.entry("subi", &total, 1);
+        let n = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
+        let blocks = self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into());
+        let tile = self.i("addi", &n, &blocks);
+        let word = self.ring_position()[0].clone();
+        let next = self.ik("addi", &word, 1 << COUNT);
+        // What was told before the present tile is not read any more; the first time, nothing was.
+        let (empty, times) = (self.place_of(EMPTY, &next), self.times(&next));
+        let parity = self.ik("xori", &times, 1);
         self.await_object(&empty, &parity);
-        let last = self.ik("subi", &total, 1);
-        let next = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
-        let next = self.i("addi", &next, &blocks);
-        tell(self, &next, &count)?;
-        let count = self.ik("addi", &count, 1 << COUNT);
-        self.t.line(format_args!("scf.yield {next}, {count} : i32, i32\n}}"));
+        self.tell(&tile, &next)
+    }
+    /// Tells where tile number `tile` of the grid is, or that there is none, to roles whose place will be `word`.
+    fn tell(&mut self, tile: &str, word: &str) -> Result<(), Error> {
+        let total = self.tiles()?;
+        let more = self.cmp("slt", tile, &total);
+        let some = self.t.op(format_args!("arith.extui {more} : i1 to i32"));
+        self.begin_tile(tile.into())?;
+        let starts: Vec<String> = self.parallel().iter().map(|(a, _)| self.start[a.index()].clone()).collect();
+        let record = self.place_of(TOLD, word);
+        for (i, x) in [vec![some], starts].concat().into_iter().enumerate() {
+            let to = self.step(&record, 3, 4 * i);
+            self.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"st.shared.u32 [$0], $1;\", \"l,r,~{{memory}}\" {to}, {x} : (!llvm.ptr<3>, i32) -> ()"));
+        }
+        let full = self.place_of(FULL, word);
+        self.t.op(format_args!("nvvm.mbarrier.arrive {full} : !llvm.ptr<3> -> i64"));
         Ok(())
     }
 
