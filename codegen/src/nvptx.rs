@@ -150,8 +150,10 @@ fn module(signature: &GpuSignature, body: &str, attributes: &str) -> String {
     };
     let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
     let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
+    // Tiles that persistent blocks have taken.
+    let taken = if signature.resident > 0 { "llvm.mlir.global internal @taken(0 : i32) {addr_space = 1 : i32, alignment = 4 : i64} : i32\n" } else { "" };
     format!(
-        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n\
+        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n{taken}\
          llvm.func @{}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>{attributes}}} {{\n{body}llvm.return\n}}\n}}\n",
         signature.symbol,
         args.join(", "),
@@ -174,6 +176,7 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         shared_bytes: plan.shared[2],
         maps: warpgroup::maps(&plan),
         multiples: plan.multiples.iter().cloned().collect(),
+        resident: if schedule.persistent { schedule.blocks } else { 0 },
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;

@@ -66,7 +66,7 @@ pub struct GpuSignature {
     pub buffers: Vec<Buffer>,
     /// Run-time dimensions.
     pub dims: Vec<Name>,
-    /// The grid has one dimension, with the product of ⌈size / tile⌉ blocks; of these axes the last one is fastest.
+    /// The grid has one dimension, with the product of ⌈size / tile⌉ tiles; of these axes the last one is fastest. A block has one, or see `resident`.
     pub grid: Vec<GridAxis>,
     /// Threads of a block.
     pub block: usize,
@@ -78,6 +78,10 @@ pub struct GpuSignature {
     /// Sizes that must be multiples of a number.
     #[serde(default)]
     pub multiples: Vec<(Dim, i64)>,
+    /// 0: a block for each tile of the grid. Else blocks stay until no tile is left, and there are at most so many for each multiprocessor; they count tiles in a variable
+    /// of the module, which a launch leaves as it found it, so that two launches of one loaded module must not overlap.
+    #[serde(default)]
+    pub resident: usize,
 }
 
 /// What the bulk copy engine has to know of a buffer; the launcher makes the driver's form of it.
@@ -164,11 +168,19 @@ impl GpuSignature {
         }
         Ok(())
     }
-    /// Blocks of the grid.
+    /// Blocks to launch on a device of so many multiprocessors.
     ///
     /// # Errors
     /// A size without a number.
-    pub fn blocks(&self, dims: &Bindings) -> Result<i64, DimError> {
+    pub fn blocks(&self, dims: &Bindings, multiprocessors: usize) -> Result<i64, DimError> {
+        let tiles = self.tiles(dims)?;
+        Ok(if self.resident == 0 { tiles } else { tiles.min((self.resident * multiprocessors.max(1)) as i64) })
+    }
+    /// Tiles of the grid.
+    ///
+    /// # Errors
+    /// A size without a number.
+    pub fn tiles(&self, dims: &Bindings) -> Result<i64, DimError> {
         self.grid.iter().try_fold(1, |n, g| Ok(n * ((g.size.eval(dims)?.max(0) + g.tile as i64 - 1) / g.tile as i64)))
     }
 }

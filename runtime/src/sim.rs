@@ -158,11 +158,13 @@ pub struct Options {
     pub check_blocks: bool,
     /// Blocks side by side. Results are the same; kernels with global atomics run block by block in any case.
     pub parallel: bool,
+    /// Multiprocessors, whose number says how many blocks a persistent grid has.
+    pub multiprocessors: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { model: None, budget: 1 << 32, check_blocks: true, parallel: true }
+        Options { model: None, budget: 1 << 32, check_blocks: true, parallel: true, multiprocessors: 2 }
     }
 }
 

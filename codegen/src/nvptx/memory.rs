@@ -210,6 +210,10 @@ impl Emit<'_> {
     }
     /// Two floats, rounded, in one word; `low` in the lower half.
     pub fn pack(&mut self, low: &str, high: &str, d: DType) -> String {
+        if self.flight.packs_here {
+            let ty = if d == DType::BF16 { "bf16x2" } else { "f16x2" };
+            return self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"cvt.rn.{ty}.f32 $0, $1, $2;\", \"=r,f,f\" {high}, {low} : (f32, f32) -> i32"));
+        }
         let (name, ty) = if d == DType::BF16 { ("llvm.nvvm.ff2bf16x2.rn", "vector<2xbf16>") } else { ("llvm.nvvm.ff2f16x2.rn", "vector<2xf16>") };
         let v = self.call(name, &[high, low], ty);
         self.t.op(format_args!("llvm.bitcast {v} : {ty} to i32"))

@@ -74,6 +74,8 @@ pub struct Issue {
     pub parts: Vec<Part>,
     /// Groups of the ring that nothing in the tile reads after this.
     pub releases: Vec<usize>,
+    /// Of the last tile: nothing reads the tiles that are there once after this.
+    pub frees_outer: bool,
     /// Done beside the next tile's first products.
     pub late: bool,
     /// A warpgroup's turn begins before these, or ends behind them.
@@ -104,8 +106,12 @@ pub struct Ring {
     pub groups: Vec<Vec<ValueId>>,
     /// Where two warpgroups that share rows exchange columns of a product, by product.
     pub exchange: BTreeMap<ValueId, usize>,
-    /// First byte of the barrier objects: one for `outer`, then per stage and group one that says full and one that says empty.
+    /// First byte of the barrier objects: one for `outer`, then per stage and group one that says full and one that says empty; then those of persistent blocks.
     pub barriers: usize,
+    /// Barrier objects before those of persistent blocks.
+    pub objects: usize,
+    /// Whether products of the loop free `outer`; else it is free behind everything.
+    pub freed_in_loop: bool,
 }
 
 /// A streamed loop.
@@ -419,6 +425,9 @@ impl Plan {
         }
         if schedule.tf32 && (!tensor || p.operands != DType::F32 || schedule.warpgroups) {
             return bad("tf32 is for products of f32 matrices by warps".into());
+        }
+        if schedule.persistent && !schedule.warpgroups {
+            return bad("persistent blocks are those of warpgroups: one that copies goes on to the next tile".into());
         }
         if fragment.threads() > target.threads_per_block {
             return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));

@@ -15,43 +15,67 @@ impl Emit<'_> {
     /// The whole body of one instance.
     pub fn kernel(&mut self) -> Result<(), Error> {
         let plan = self.plan;
-        // The instance's index along every parallel axis, the last one fastest.
-        let mut rest = self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into());
-        let parallel: Vec<(usize, usize)> = plan.p.axes.iter().enumerate().filter_map(|(i, a)| match a.role {
-            Role::Grid => Some((i, 1)),
-            Role::Block(n) => Some((i, n)),
-            Role::Stream(_) | Role::Full(_) => None,
-        }).collect();
-        let zero = self.k(0);
-        self.start = vec![zero; plan.p.axes.len()];
-        for (at, (i, tile)) in parallel.iter().enumerate().rev() {
-            let size = self.size(AxisId(*i as u32))?;
-            let count = if *tile == 1 {
-                size
-            } else {
-                let n = self.ik("addi", &size, tile - 1);
-                self.ik("divui", &n, *tile)
-            };
-            let index = if at == 0 { rest.clone() } else { self.i("remui", &rest, &count) };
-            if at > 0 {
-                rest = self.i("divui", &rest, &count);
-            }
-            // Where later tiles have the longer loops, they go first: the grid's last blocks are then short ones.
-            let index = if plan.grows_along(AxisId(*i as u32)) {
-                let last = self.ik("subi", &count, 1);
-                self.i("subi", &last, &index)
-            } else {
-                index
-            };
-            self.start[*i] = self.ik("muli", &index, *tile);
-        }
         let last = plan.body.iter().rposition(|s| !matches!(s, Step::Store(..) | Step::Let(_, Op::Map(..) | Op::Load(_) | Op::Const(_) | Op::Size(_) | Op::Position(_))));
         let (before, after) = plan.body.split_at(last.map_or(0, |i| i + 1));
+        if plan.schedule.persistent {
+            return self.persistent(before, after);
+        }
+        let index = self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into());
+        self.begin_tile(index)?;
         if plan.ring.is_some() {
             return self.by_warpgroups(before, after);
         }
         self.steps(before)?;
         self.in_windows(after)
+    }
+
+    /// Axes that tiles of the grid are along, and how many elements a tile has.
+    pub fn parallel(&self) -> Vec<(AxisId, usize)> {
+        self.plan.p.axes.iter().enumerate().filter_map(|(i, a)| match a.role {
+            Role::Grid => Some((AxisId(i as u32), 1)),
+            Role::Block(n) => Some((AxisId(i as u32), n)),
+            Role::Stream(_) | Role::Full(_) => None,
+        }).collect()
+    }
+    /// Tiles along an axis, computed on entry.
+    fn tiles_along(&mut self, axis: AxisId, tile: usize) -> Result<String, Error> {
+        let size = self.size(axis)?;
+        if tile == 1 {
+            return Ok(size);
+        }
+        let n = self.entry("addi", &size, tile - 1);
+        Ok(self.entry("divui", &n, tile))
+    }
+    /// Tiles of the grid, computed on entry.
+    pub fn tiles(&mut self) -> Result<String, Error> {
+        let mut all = self.k(1);
+        for (a, tile) in self.parallel() {
+            let n = self.tiles_along(a, tile)?;
+            all = self.t.entry(format!("arith.muli {all}, {n} : i32"));
+        }
+        Ok(all)
+    }
+    /// The first position along every parallel axis of tile number `rest` of the grid, of whose axes the last one is fastest.
+    pub fn begin_tile(&mut self, mut rest: String) -> Result<(), Error> {
+        let plan = self.plan;
+        let zero = self.k(0);
+        self.start = vec![zero; plan.p.axes.len()];
+        for (at, (axis, tile)) in self.parallel().into_iter().enumerate().rev() {
+            let count = self.tiles_along(axis, tile)?;
+            let index = if at == 0 { rest.clone() } else { self.i("remui", &rest, &count) };
+            if at > 0 {
+                rest = self.i("divui", &rest, &count);
+            }
+            // Where later tiles have the longer loops, they go first: the grid's last blocks are then short ones.
+            let index = if plan.grows_along(axis) {
+                let last = self.ik("subi", &count, 1);
+                self.i("subi", &last, &index)
+            } else {
+                index
+            };
+            self.start[axis.index()] = self.ik("muli", &index, tile);
+        }
+        Ok(())
     }
 
     /// Elementwise statements at the end, a few column slots at a time: each window is computed and stored before the next, so
@@ -498,25 +522,22 @@ impl Emit<'_> {
         }
         let mut names: Vec<String> = carried.iter().flat_map(|c| c.2.clone()).collect();
         let mut types: Vec<String> = carried.iter().flat_map(|c| vec![crate::text::Ty::of(c.1, None).to_string(); c.2.len()]).collect();
-        let zero = self.k(0);
         // The stage, and in a ring whether it has been gone through an odd number of times.
-        names.push(zero.clone());
-        types.push(I32.to_string());
-        if ring {
-            names.push(zero);
-            types.push(I32.to_string());
-        }
+        let first = if ring { self.ring_position() } else { vec![self.k(0)] };
+        let place = names.len()..names.len() + first.len();
+        types.extend(vec![I32.to_string(); first.len()]);
+        names.extend(first);
         let (i, r) = (self.t.fresh(), self.t.fresh());
         let inside: Vec<String> = names.iter().map(|_| self.t.fresh()).collect();
         let args: Vec<String> = inside.iter().zip(&names).map(|(a, b)| format!("{a} = {b}")).collect();
         let one = self.k(1);
         self.t.line(format_args!("{r}:{} = scf.for {i} = {from} to {to} step {one} iter_args({}) -> ({}) : i32 {{", names.len(), args.join(", "), types.join(", ")));
         let outer = (self.start[l.axis.index()].clone(), self.stage.clone(), self.env.clone(), self.packed.clone(), self.pending);
-        let slot = inside[names.len() - if ring { 2 } else { 1 }].clone();
+        let slot = inside[place.start].clone();
         let mut next = vec![slot.clone()];
         if ring {
-            let phase = inside[names.len() - 1].clone();
-            next = self.enter(&base, &slot, &phase);
+            next = self.enter(&base, &inside[place.clone()]);
+            self.is_last(&i, &to);
         } else if staged {
             let here = self.ik("muli", &slot, stage_bytes);
             let here = self.i("addi", &base, &here);
@@ -563,6 +584,10 @@ impl Emit<'_> {
         // What was reduced in the loop is not seen behind it.
         self.flight.reduced.clear();
         self.flight.made.clear();
+        if ring {
+            self.flight.position = Some(place.map(|n| format!("{r}#{n}")).collect());
+            self.free_outer_unread(&from, &to)?;
+        }
         if turns {
             self.end_turns()?;
         }

@@ -10,6 +10,7 @@
 mod arrange;
 mod bulk;
 mod lag;
+mod persistent;
 mod product;
 mod turn;
 
@@ -56,6 +57,16 @@ pub(super) struct Flight {
     pub made: Vec<String>,
     /// The ring's present stage and parity.
     turn: Option<(String, String)>,
+    /// Where the ring stands before the next loop. None: at its beginning.
+    pub position: Option<Vec<String>>,
+    /// Words are packed here and not earlier.
+    pub packs_here: bool,
+    /// Of persistent blocks, whether a whole warp asks where the present tile is.
+    asks: bool,
+    /// The group of products that is the last to read tiles that are there once.
+    outer: Option<usize>,
+    /// Whether this is the loop's last tile.
+    last: Option<String>,
 }
 
 impl Emit<'_> {
@@ -66,7 +77,28 @@ impl Emit<'_> {
     /// The whole body: `before` with the loop, `after` elementwise to the end.
     pub(super) fn by_warpgroups(&mut self, before: &[Step], after: &[Step]) -> Result<(), Error> {
         let plan = self.plan;
-        // What has no axes is for both: bounds of loops read it.
+        let done = self.scalars(before)?;
+        self.objects()?;
+        self.by_roles(
+            |e| {
+                let tid = e.tid_on_entry();
+                let first = e.k(plan.fragment.threads() as i64);
+                let one = e.cmp("eq", &tid, &first);
+                e.when(Some(&one), |e| e.fill_ring(before))
+            },
+            |e| {
+                if plan.schedule.turns {
+                    e.first_turn()?;
+                }
+                let zero = e.k(0);
+                e.multiply(before, after, &done, &zero)
+            },
+        )
+    }
+
+    /// Steps that both roles need, in which nothing has axes: bounds of loops read it. Which these are.
+    pub(super) fn scalars(&mut self, before: &[Step]) -> Result<BTreeSet<usize>, Error> {
+        let plan = self.plan;
         let mut done = BTreeSet::new();
         for (i, s) in before.iter().enumerate() {
             if let Step::Let(v, op) = s
@@ -81,9 +113,12 @@ impl Emit<'_> {
                 done.insert(i);
             }
         }
-        let groups = plan.fragment.threads() / 128;
-        self.objects()?;
-        let tid = self.tid_on_entry();
+        Ok(done)
+    }
+
+    /// Who copies, and who multiplies, with the registers of each.
+    fn by_roles(&mut self, copy: impl FnOnce(&mut Self) -> Result<(), Error>, multiply: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        let groups = self.plan.fragment.threads() / 128;
         let group = self.group_on_entry();
         let k = self.k(groups as i64);
         let copies = self.cmp("sge", &group, &k);
@@ -92,30 +127,36 @@ impl Emit<'_> {
         if let Some((few, _)) = registers {
             self.t.line(format_args!("nvvm.setmaxregister decrease {few}"));
         }
-        let first = self.k(plan.fragment.threads() as i64);
-        let one = self.cmp("eq", &tid, &first);
-        self.when(Some(&one), |e| e.fill_ring(before))?;
+        copy(self)?;
+        self.flight.position = None;
         self.t.line("} else {");
         if let Some((_, many)) = registers {
             self.t.line(format_args!("nvvm.setmaxregister increase {many}"));
         }
-        if plan.schedule.turns {
-            self.first_turn()?;
-        }
+        multiply(self)?;
+        self.t.line("}");
+        Ok(())
+    }
+
+    /// What a warpgroup with rows does for one tile of the grid, but for what is `done`. `parity`: of the tiles that are there once.
+    fn multiply(&mut self, before: &[Step], after: &[Step], done: &BTreeSet<usize>, parity: &str) -> Result<(), Error> {
         if !self.ring()?.outer.is_empty() {
-            let zero = self.k(0);
             let object = self.object(0, None);
-            self.await_object(&object, &zero);
+            self.await_object(&object, parity);
         }
         for (i, s) in before.iter().enumerate() {
             if !done.contains(&i) {
                 self.steps(std::slice::from_ref(s))?;
+                if matches!(s, Step::For(_)) {
+                    self.begin_tile_again()?;
+                }
             }
         }
         self.land_all();
-        self.in_windows(after)?;
-        self.t.line("}");
-        Ok(())
+        if !self.ring()?.freed_in_loop {
+            self.free_outer();
+        }
+        self.in_windows(after)
     }
 
     /// The warpgroup's number, the same in all lanes as the compiler sees it.
@@ -139,6 +180,7 @@ impl Emit<'_> {
                 let n = e.k(if i > 0 && i % 2 == 0 { warps as i64 } else { 1 });
                 e.t.line(format_args!("nvvm.mbarrier.init {object}, {n} : !llvm.ptr<3>, i32"));
             }
+            e.persistent_objects()?;
             e.t.line("nvvm.fence.mbarrier.init");
             Ok(())
         })?;
@@ -177,19 +219,28 @@ impl Emit<'_> {
         self.t.line(format_args!("scf.condition({again})\n}} do {{\nscf.yield\n}}"));
     }
 
-    /// Begins a tile in stage `slot`, `parity` whether the ring was gone through an odd number of times; what the next tile has there.
-    pub(super) fn enter(&mut self, base: &str, slot: &str, parity: &str) -> Vec<String> {
-        let here = self.ik("muli", slot, self.plan.shared[1]);
+    /// Begins a tile where the ring stands at `position`; where it stands in the next tile.
+    pub(super) fn enter(&mut self, base: &str, position: &[String]) -> Vec<String> {
+        let (slot, parity) = self.slot_and_parity(position);
+        let here = self.ik("muli", &slot, self.plan.shared[1]);
         self.stage = Some(self.i("addi", base, &here));
         self.flight.arrived.clear();
         self.flight.columns = 0;
         self.flight.rounded.clear();
-        self.flight.turn = Some((slot.into(), parity.into()));
-        self.turn(slot, parity)
+        self.flight.turn = Some((slot, parity));
+        self.turn(position)
     }
-    /// The next stage and its parity.
-    fn turn(&mut self, slot: &str, parity: &str) -> Vec<String> {
+    /// Stage, and whether the ring was gone through an odd number of times.
+    fn slot_and_parity(&mut self, position: &[String]) -> (String, String) {
+        match position {
+            [slot, parity] => (slot.clone(), parity.clone()),
+            word => self.unpacked(&word[0]),
+        }
+    }
+    /// The position in the next tile.
+    fn turn(&mut self, position: &[String]) -> Vec<String> {
         let stages = self.plan.schedule.stages;
+        let [slot, parity] = position else { return vec![self.packed_turn(&position[0])] };
         let next = self.wrap(slot, 1, stages);
         let zero = self.k(0);
         let around = self.cmp("eq", &next, &zero);
@@ -201,8 +252,14 @@ impl Emit<'_> {
         self.land_all();
         self.flight.turn = None;
     }
+    /// Where the ring stands when the next loop begins: stage and parity, or one word of persistent blocks.
+    pub(super) fn ring_position(&mut self) -> Vec<String> {
+        let zero = self.k(0);
+        self.flight.position.clone().unwrap_or(vec![zero.clone(), zero])
+    }
     /// Says that groups of the ring are empty whose products are done, `landed` being the last of these.
     fn release(&mut self, landed: usize) {
+        self.release_outer(landed);
         let mut free: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         self.flight.releases.retain(|g, (at, slot)| {
             if *at <= landed {
@@ -216,17 +273,21 @@ impl Emit<'_> {
     }
     /// Says that `groups` of stage `slot` are empty, one lane a warp.
     fn free(&mut self, groups: &[usize], slot: &str) {
-        if groups.is_empty() {
-            return;
+        if !groups.is_empty() {
+            let objects = groups.iter().map(|g| self.empty(*g, slot)).collect::<Vec<_>>();
+            self.arrive(&objects, None);
         }
+    }
+    /// Arrives at objects, one lane a warp, if `also`.
+    fn arrive(&mut self, objects: &[String], also: Option<String>) {
         let tid = self.tid();
         let lane = self.ik("andi", &tid, 31);
         let zero = self.k(0);
         let first = self.cmp("eq", &lane, &zero);
-        self.t.line(format_args!("scf.if {first} {{"));
-        for g in groups {
-            let object = self.empty(*g, slot);
-            self.t.op(format_args!("nvvm.mbarrier.arrive {object} : !llvm.ptr<3> -> i64"));
+        let here = self.and(also, first.clone()).unwrap_or(first);
+        self.t.line(format_args!("scf.if {here} {{"));
+        for o in objects {
+            self.t.op(format_args!("nvvm.mbarrier.arrive {o} : !llvm.ptr<3> -> i64"));
         }
         self.t.line("}");
     }

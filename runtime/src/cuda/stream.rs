@@ -302,6 +302,8 @@ pub struct Kernel {
     module: sys::CUmodule,
     function: sys::CUfunction,
     signature: GpuSignature,
+    /// Of the device.
+    multiprocessors: usize,
     /// Tensor maps in the driver's form, by their number, address and sizes.
     maps: RefCell<BTreeMap<(usize, u64, MapAt), sys::CUtensorMap>>,
 }
@@ -341,7 +343,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The code does not load on this device, has no such symbol, or asks for more shared memory than there is.
-    pub fn load(_gpu: &Gpu, code: &[u8], signature: &GpuSignature) -> Result<Kernel, Error> {
+    pub fn load(gpu: &Gpu, code: &[u8], signature: &GpuSignature) -> Result<Kernel, Error> {
         let name = &signature.symbol;
         let mut image = code.to_vec();
         // PTX is text that ends with a zero.
@@ -357,7 +359,10 @@ impl Kernel {
             // SAFETY: the function is valid.
             unsafe { result::function::set_function_attribute(function, attribute, signature.shared_bytes as i32) }.map_err(f("shared memory"))?;
         }
-        Ok(Kernel { module, function, signature: signature.clone(), maps: RefCell::default() })
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: the device is the driver's.
+        let multiprocessors = unsafe { result::device::get_attribute(gpu.device, count) }.map_err(f("multiprocessors"))? as usize;
+        Ok(Kernel { module, function, signature: signature.clone(), multiprocessors, maps: RefCell::default() })
     }
     /// Launches it on `buffers`, in the signature's order.
     ///
@@ -393,7 +398,7 @@ impl Kernel {
             let n = dims.get(d).ok_or_else(|| Error::new(format!("cuda: {}: dimension `{d}` has no number", s.symbol)))?;
             args.push(*n as u64);
         }
-        let blocks = s.blocks(dims).map_err(|e| Error::new(format!("cuda: {}: {e}", s.symbol)))?;
+        let blocks = s.blocks(dims, self.multiprocessors).map_err(|e| Error::new(format!("cuda: {}: {e}", s.symbol)))?;
         if blocks == 0 {
             return Ok(());
         }

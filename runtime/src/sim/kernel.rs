@@ -52,7 +52,7 @@ impl Module {
             let bytes = x.get(offset as usize..).ok_or_else(|| refuse(format!("a tensor map begins at byte {offset} of {}", x.len())))?;
             args.push(Arg::TensorInput(TensorMap { element: elem as u32, sizes, strides, tile, swizzle }, bytes));
         }
-        let blocks = u32::try_from(s.blocks(dims).map_err(size)?).map_err(|_| refuse("too many blocks".into()))?;
+        let blocks = u32::try_from(s.blocks(dims, options.multiprocessors).map_err(size)?).map_err(|_| refuse("too many blocks".into()))?;
         let report = self.launch(&s.symbol, [blocks, 1, 1], [s.block as u32, 1, 1], s.shared_bytes as u32, &mut args, options)?;
         drop(args);
         let tensors = shapes.iter().zip(&written).map(|((shape, d), x)| Tensor::from_bytes(*d, shape, x).map_err(|e| refuse(e.to_string()))).collect::<Result<_, _>>()?;

@@ -2,7 +2,7 @@
 
 use super::super::plan::{Dot, Issue, Part, Plan, Rank, Ring, Step, Stream};
 use super::super::refused;
-use super::{ROWS, lag, turn};
+use super::{ROWS, lag, persistent, turn};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::Dim;
@@ -40,11 +40,37 @@ pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
         });
     }
     plan.body = out;
+    ring.freed_in_loop = plan.schedule.persistent && frees_outer(plan);
     // As they are read: the first product needs the first.
     ring.outer = plan.staged.keys().copied().filter(|v| !plan.looped.contains(v)).collect();
-    plan.shared[2] = ring.barriers + 8 * (1 + 2 * ring.groups.len() * plan.schedule.stages);
+    ring.objects = 1 + 2 * ring.groups.len() * plan.schedule.stages;
+    plan.shared[2] = ring.barriers + 8 * (ring.objects + if plan.schedule.persistent { persistent::WORDS } else { 0 });
     plan.ring = Some(ring);
     Ok(())
+}
+
+/// Marks the products of the loop that are the last to read tiles that are there once, if products of the loop are.
+fn frees_outer(plan: &mut Plan) -> bool {
+    let outer = |v: &ValueId| plan.staged.contains_key(v) && !plan.looped.contains(v);
+    let reads = |s: &Step| matches!(s, Step::Issue(x) if x.parts.iter().flat_map(|p| &p.terms).any(|(l, r)| outer(l) || outer(r)));
+    if plan.body.iter().any(reads) {
+        return false;
+    }
+    let at = plan.body.iter().enumerate().find_map(|(i, s)| match s {
+        Step::For(l) if !l.staged.is_empty() => l.body.iter().rposition(reads).map(|j| (i, j)),
+        _ => None,
+    });
+    let Some((i, j)) = at else { return false };
+    match &mut plan.body[i] {
+        Step::For(l) => match &mut l.body[j] {
+            Step::Issue(x) if !x.late => {
+                x.frees_outer = true;
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// Marks what lags, and where turns begin and end, if the schedule wants it.

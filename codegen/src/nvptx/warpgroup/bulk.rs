@@ -52,15 +52,25 @@ impl Emit<'_> {
     pub(super) fn fill_ring(&mut self, steps: &[Step]) -> Result<(), Error> {
         let ring = self.ring()?.clone();
         if !ring.outer.is_empty() {
-            let object = self.object(0, None);
-            let base = self.shared_base();
-            self.fill_group(&ring.outer, &object, &base)?;
+            self.fill_outer(&ring.outer)?;
         }
+        self.fill_loops(steps, &ring.groups)
+    }
+
+    /// Copies the tiles that are there once.
+    pub(super) fn fill_outer(&mut self, outer: &[ValueId]) -> Result<(), Error> {
+        let object = self.object(0, None);
+        let base = self.shared_base();
+        self.fill_group(outer, &object, &base)
+    }
+
+    /// Copies the tiles of loops, from the ring's present position on.
+    pub(super) fn fill_loops(&mut self, steps: &[Step], groups: &[Vec<ValueId>]) -> Result<(), Error> {
         for s in steps {
             if let Step::For(l) = s
                 && !l.staged.is_empty()
             {
-                self.fill_loop(l, &ring.groups)?;
+                self.fill_loop(l, groups)?;
             }
         }
         Ok(())
@@ -71,9 +81,13 @@ impl Emit<'_> {
         let [region, bytes, _] = self.plan.shared;
         let base = self.shared_base();
         let base = self.entry("addi", &base, region);
-        let (i, r, slot, parity) = (self.t.fresh(), self.t.fresh(), self.t.fresh(), self.t.fresh());
-        let (zero, one) = (self.k(0), self.k(1));
-        self.t.line(format_args!("{r}:2 = scf.for {i} = {from} to {to} step {one} iter_args({slot} = {zero}, {parity} = {zero}) -> ({I32}, {I32}) : i32 {{"));
+        let (i, r, at) = (self.t.fresh(), self.t.fresh(), self.ring_position());
+        let position: Vec<String> = at.iter().map(|_| self.t.fresh()).collect();
+        let args: Vec<String> = position.iter().zip(&at).map(|(p, a)| format!("{p} = {a}")).collect();
+        let types = vec![I32.to_string(); at.len()].join(", ");
+        let one = self.k(1);
+        self.t.line(format_args!("{r}:{} = scf.for {i} = {from} to {to} step {one} iter_args({}) -> ({types}) : i32 {{", at.len(), args.join(", ")));
+        let (slot, parity) = self.slot_and_parity(&position);
         let start = self.ik("muli", &i, self.plan.p.axis(l.axis).extent());
         let outer = std::mem::replace(&mut self.start[l.axis.index()], start);
         let here = self.ik("muli", &slot, bytes);
@@ -85,9 +99,10 @@ impl Emit<'_> {
             self.await_object(&empty, &before);
             self.fill_group(vs, &full, &here)?;
         }
-        let next = self.turn(&slot, &parity);
-        self.t.line(format_args!("scf.yield {}, {} : {I32}, {I32}\n}}", next[0], next[1]));
+        let next = self.turn(&position);
+        self.t.line(format_args!("scf.yield {} : {types}\n}}", next.join(", ")));
         self.start[l.axis.index()] = outer;
+        self.flight.position = Some((0..at.len()).map(|n| format!("{r}#{n}")).collect());
         Ok(())
     }
 

@@ -67,7 +67,7 @@ struct Left {
     rows: Vec<(ValueId, DType, Vec<String>)>,
     /// Words of left operands.
     words: Vec<(ValueId, Vec<String>)>,
-    /// The next stage and its parity.
+    /// Where the ring then stands.
     turn: Vec<String>,
 }
 
@@ -102,21 +102,21 @@ impl Emit<'_> {
             let x = self.get(c.init)?;
             carries.push((rank, x.dtype, self.spread(&x, rank)));
         }
-        let (zero, one) = (self.k(0), self.k(1));
-        let start = Left { carries, rows: vec![], words: vec![], turn: vec![] };
+        let one = self.k(1);
+        let start = Left { carries, rows: vec![], words: vec![], turn: self.ring_position() };
         let (before, types) = start.lists();
         let outer = (self.start[l.axis.index()].clone(), self.stage.clone(), self.env.clone(), self.packed.clone());
         let some = self.cmp("slt", &from, &to);
         let r = self.t.fresh();
         self.t.line(format_args!("{r}:{} = scf.if {some} -> ({}) {{", before.len(), types.join(", ")));
-        let first = self.lagging_tile(l, late, &base, &from, Left { turn: vec![zero.clone(), zero], ..start.clone() }, true)?;
+        let first = self.lagging_tile(l, late, &base, [&from, &to], start.clone(), true)?;
         let (names, kinds) = first.lists();
         let (i, s) = (self.t.fresh(), self.t.fresh());
         let inside: Vec<String> = names.iter().map(|_| self.t.fresh()).collect();
         let args: Vec<String> = inside.iter().zip(&names).map(|(a, b)| format!("{a} = {b}")).collect();
         let second = self.i("addi", &from, &one);
         self.t.line(format_args!("{s}:{} = scf.for {i} = {second} to {to} step {one} iter_args({}) -> ({}) : i32 {{", names.len(), args.join(", "), kinds.join(", ")));
-        let next = self.lagging_tile(l, late, &base, &i, first.renamed(|n| inside[n].clone()), false)?;
+        let next = self.lagging_tile(l, late, &base, [&i, &to], first.renamed(|n| inside[n].clone()), false)?;
         self.t.line(format_args!("scf.yield {} : {}\n}}", next.lists().0.join(", "), kinds.join(", ")));
         self.flight.reduced.clear();
         let last = first.renamed(|n| format!("{s}#{n}"));
@@ -131,13 +131,17 @@ impl Emit<'_> {
             self.end_turns()?;
         }
         self.leave();
-        let mut done = Left { rows: vec![], words: vec![], turn: vec![], ..last };
+        let mut done = Left { rows: vec![], words: vec![], ..last };
         for (c, x) in l.carries.iter().zip(&mut done.carries).filter(|(c, _)| adds(late, c.next)) {
             let v = self.get(c.next)?;
             x.2 = self.spread(&v, x.0);
         }
         self.t.line(format_args!("scf.yield {} : {}", done.lists().0.join(", "), types.join(", ")));
-        self.t.line(format_args!("}} else {{\nscf.yield {} : {}\n}}", before.join(", "), types.join(", ")));
+        self.t.line("} else {");
+        if self.ring()?.freed_in_loop {
+            self.free_outer();
+        }
+        self.t.line(format_args!("scf.yield {} : {}\n}}", before.join(", "), types.join(", ")));
         (self.start[l.axis.index()], self.stage, self.env, self.packed) = outer;
         let mut n = 0;
         for (c, (rank, dtype, regs)) in l.carries.iter().zip(&start.carries) {
@@ -145,6 +149,7 @@ impl Emit<'_> {
             self.define(c.after, Value::regs(*rank, *dtype, Tail::Any, after))?;
             n += regs.len();
         }
+        self.flight.position = Some((n..before.len()).map(|i| format!("{r}#{i}")).collect());
         Ok(())
     }
 
@@ -155,9 +160,10 @@ impl Emit<'_> {
         }
     }
 
-    /// Tile `i`, and behind its first products the late ones of the tile before, if there was one; what it leaves.
-    fn lagging_tile(&mut self, l: &Stream, late: &Issue, base: &str, i: &str, before: Left, first: bool) -> Result<Left, Error> {
-        let turn = self.enter(base, &before.turn[0], &before.turn[1]);
+    /// Tile `i` before `end`, and behind its first products the late ones of the tile before, if there was one; what it leaves.
+    fn lagging_tile(&mut self, l: &Stream, late: &Issue, base: &str, [i, end]: [&str; 2], before: Left, first: bool) -> Result<Left, Error> {
+        let turn = self.enter(base, &before.turn);
+        self.is_last(i, end);
         self.start[l.axis.index()] = self.ik("muli", i, self.plan.p.axis(l.axis).extent());
         self.carried(l, &before);
         // The first products, and those right behind them that need nothing of this tile.
@@ -188,13 +194,13 @@ impl Emit<'_> {
     /// Issues the late products of the tile that left `left`.
     fn catch_up(&mut self, late: &Issue, base: &str, left: &Left) -> Result<(), Error> {
         let plan = self.plan;
-        let (slot, parity) = (&left.turn[0], &left.turn[1]);
+        let (slot, parity) = self.slot_and_parity(&left.turn);
         let present = (self.stage.clone(), self.flight.turn.clone());
-        let before = self.wrap(slot, plan.schedule.stages - 1, plan.schedule.stages);
+        let before = self.wrap(&slot, plan.schedule.stages - 1, plan.schedule.stages);
         let zero = self.k(0);
-        let around = self.cmp("eq", slot, &zero);
+        let around = self.cmp("eq", &slot, &zero);
         let around = self.t.op(format_args!("arith.extui {around} : i1 to i32"));
-        let parity = self.i("xori", parity, &around);
+        let parity = self.i("xori", &parity, &around);
         let at = self.ik("muli", &before, plan.shared[1]);
         self.stage = Some(self.i("addi", base, &at));
         self.flight.turn = Some((before, parity));
@@ -227,6 +233,16 @@ impl Emit<'_> {
             left.rows.push((v, x.dtype, regs));
         }
         let lefts: BTreeSet<ValueId> = late.parts.iter().flat_map(|p| p.terms.iter().map(|t| t.0)).collect();
+        if plan.schedule.persistent {
+            // Behind the wait for the products that still read the tile's before: else the assembler lets products run one by one. Elsewhere the compiler moves them here by itself.
+            self.flight.packs_here = true;
+            for v in &lefts {
+                if let Some(k) = plan.rank(*v).col.filter(|_| self.packed.remove(v).is_some()) {
+                    self.packed(*v, k)?;
+                }
+            }
+            self.flight.packs_here = false;
+        }
         left.words = lefts.into_iter().filter_map(|v| Some((v, self.packed.get(&v)?.to_vec()))).collect();
         Ok(left)
     }

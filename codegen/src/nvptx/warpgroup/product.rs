@@ -103,6 +103,9 @@ impl Emit<'_> {
             self.env[p.value.index()] = Some(Value::regs(rank, DType::F32, tail, acc));
             self.packed.remove(&p.value);
         }
+        if issue.frees_outer {
+            self.flight.outer = Some(self.flight.commits);
+        }
         if let Some((slot, _)) = &self.flight.turn {
             for g in &issue.releases {
                 self.flight.releases.insert(*g, (self.flight.commits, slot.clone()));

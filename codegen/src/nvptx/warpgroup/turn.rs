@@ -58,14 +58,28 @@ impl Emit<'_> {
         let group = self.group_on_entry();
         self.barrier_of(&group, true);
     }
+    /// What the last one gave that nobody takes any more, behind the last tile of the grid.
+    pub(super) fn last_turn(&mut self) -> Result<(), Error> {
+        let group = self.group_on_entry();
+        let zero = self.k(0);
+        let first = self.cmp("eq", &group, &zero);
+        self.when(Some(&first), |e| {
+            e.barrier_of(&zero, true);
+            Ok(())
+        })
+    }
     /// The next one's turn.
     pub(in super::super) fn end_turn(&mut self) {
         let group = self.group_on_entry();
         let next = self.wrap(&group, 1, self.groups());
         self.barrier_of(&next, false);
     }
-    /// The same behind the loop, where nobody comes after the last one.
+    /// The same behind the loop, where nobody comes after the last one, unless there is another tile of the grid.
     pub(in super::super) fn end_turns(&mut self) -> Result<(), Error> {
+        if self.plan.schedule.persistent {
+            self.end_turn();
+            return Ok(());
+        }
         let group = self.group_on_entry();
         let last = self.k(self.groups() as i64 - 1);
         let others = self.cmp("ne", &group, &last);

@@ -1,0 +1,170 @@
+//! Kernels whose blocks stay and take one tile of the grid after the other: right at odd sizes and for any number of multiprocessors, each tile taken once, and mistakes
+//! in their text show in the PTX machine.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod cases;
+
+use cases::Case;
+use codegen::nvptx::{self, Compiled, Schedule};
+use codegen::{Error, GpuTarget};
+use ir::types::DType;
+use runtime::sim::{Fault, Module, Options, Report};
+
+/// Two batch entries and two heads.
+fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
+    let file = if function == "attention" { "attention" } else { "attention_variants" };
+    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let [i, j, d] = dims;
+    Case::new(&text, function, wrt, dtype, &[("B", 2), ("H", 2), ("I", i), ("J", j), ("D", d), ("E", d)])
+}
+
+fn compile(c: &Case, s: &Schedule) -> Result<Compiled, Error> {
+    nvptx::compile(&c.programs[0], &GpuTarget::named("sm_90a").unwrap(), s)
+}
+
+/// The largest relative error of the text's results on so many multiprocessors.
+fn run(c: &Case, k: &Compiled, text: &str, multiprocessors: usize) -> Result<(f64, Report), Fault> {
+    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e:?}"));
+    let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| c.inputs.get(&b.name).cloned()).collect();
+    let options = Options { budget: 1 << 24, multiprocessors, ..Options::default() };
+    let (got, report) = module.run(&k.signature, &c.dims, &inputs, &options)?;
+    let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
+    let worst = c.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) });
+    Ok((if report.unwritten.values().all(|n| *n == 0) { worst } else { f64::NAN }, report))
+}
+
+const QKV: &[&str] = &["q", "k", "v"];
+
+fn persistent(s: Schedule) -> Schedule {
+    Schedule { persistent: true, ..s }
+}
+
+#[test]
+fn persistent_kernels_are_right() {
+    let base = |groups, stream, stages| persistent(Schedule::warpgroups(groups, 64, stream, stages));
+    let overlapped = |s: Schedule| Schedule { turns: true, lag: true, ..s };
+    let gelu = std::fs::read_to_string(format!("{}/../examples/gelu_linear.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let gelu = |dims: [(&str, i64); 3]| Case::new(&gelu, "gelu_linear", &["x", "w"], DType::BF16, &dims);
+    let mut bad = vec![];
+    for (what, c, schedules) in [
+        // Odd and even numbers of tiles in a loop, so that a tile begins anywhere in the ring.
+        ("forward", attention("attention", &[], DType::BF16, [150, 230, 64]), vec![base(2, 48, 2), overlapped(base(2, 48, 3)), Schedule { turns: true, ..base(3, 32, 2) }]),
+        ("f16", attention("attention", &[], DType::F16, [270, 77, 128]), vec![Schedule { lag: true, ..base(1, 32, 2) }, base(2, 96, 1)]),
+        // Loops of different lengths, the longest first.
+        ("causal", attention("causal", &[], DType::BF16, [300, 290, 64]), vec![overlapped(base(2, 48, 2)), base(2, 32, 4)]),
+        // The last rows see nothing.
+        ("window", attention("window", &[], DType::BF16, [290, 130, 64]), vec![overlapped(base(2, 32, 2))]),
+        // Bounds that are loaded, for each batch entry.
+        ("lengths", attention("lengths", &[], DType::BF16, [130, 130, 64]), vec![base(2, 32, 2), overlapped(base(2, 32, 2))]),
+        ("jvp", attention("attention", QKV, DType::BF16, [150, 150, 64]), vec![base(2, 48, 2), Schedule { rounded: true, turns: true, ..base(2, 64, 2) }]),
+        ("causal jvp", attention("causal", QKV, DType::BF16, [140, 130, 128]), vec![base(2, 32, 2)]),
+        // A pair of warpgroups that exchanges halves of products, and statistics.
+        ("256", attention("attention", QKV, DType::BF16, [140, 70, 256]), vec![persistent(Schedule::warpgroups_across([1, 2], 32, 32, 1))]),
+        // Two tiled axes, and no tile that is there once.
+        ("product", gelu([("M", 300), ("K", 136), ("N", 200)]), vec![Schedule { aligned: true, ..base(2, 64, 2) }]),
+    ] {
+        for s in schedules {
+            let k = compile(&c, &s).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for multiprocessors in [1, 3, 100] {
+                let what = format!("{what} {} x {} x {}{} on {multiprocessors}", s.rows / 64, s.stream, s.stages, s.flags());
+                let tiles = k.signature.tiles(&c.dims).unwrap();
+                let bound = if c.programs[0].operands == DType::F16 { 6e-4 } else { 5e-3 };
+                match run(&c, &k, &k.ptx, multiprocessors) {
+                    Ok((e, r)) => {
+                        println!("{what}: {tiles} tiles, {e:.2e}");
+                        if e.is_nan() || e > bound {
+                            bad.push(format!("{what} is off by {e:e}"));
+                        }
+                        // As many as there are tiles: the variable is zero again.
+                        let taken = r.by_class.get("atomic").copied().unwrap_or(0);
+                        if taken != tiles as u64 {
+                            bad.push(format!("{what}: {taken} tiles were asked for, of {tiles}"));
+                        }
+                    }
+                    Err(f) => bad.push(format!("{what}: {f}")),
+                }
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// Replaces the `n`-th line that has `what` by `f` of it.
+fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
+    let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;
+    text.lines().enumerate().map(|(i, l)| if i == at { f(l) } else { l.to_string() } + "\n").collect()
+}
+
+#[test]
+fn mistakes_show() {
+    let c = attention("causal", &[], DType::BF16, [300, 150, 64]);
+    let k = compile(&c, &persistent(Schedule { turns: true, lag: true, ..Schedule::warpgroups(2, 32, 32, 2) })).unwrap();
+    let good = &k.ptx;
+    let right = |text: &str| run(&c, &k, text, 2).is_ok_and(|r| r.0 < 2e-2);
+    let (error, report) = run(&c, &k, good, 2).unwrap_or_else(|f| panic!("{f}"));
+    assert!(error < 5e-3, "{error}");
+    let count = |what: &str| good.lines().filter(|l| l.contains(what)).count();
+    let (mut missed, mut seen) = (vec![], 0);
+    let mut see = |what: String, text: String| {
+        // Where no thread comes, as where a loop has no tile, nothing shows.
+        let at = text.lines().zip(good.lines()).position(|(a, b)| a != b).map(|n| n as u32 + 1);
+        if at.is_none_or(|n| !report.by_line.contains_key(&n)) {
+            return;
+        }
+        seen += 1;
+        if right(&text) {
+            missed.push(what);
+        }
+    };
+    for n in 0..count("mbarrier.try_wait.parity") {
+        for parity in [0, 1] {
+            see(format!("parity {parity} of wait {n}"), edit(good, "mbarrier.try_wait.parity", n, |l| format!("{}, {parity};", l.rsplit_once(',').unwrap().0)));
+        }
+    }
+    for n in 0..count("mbarrier.init") {
+        see(format!("one arrival less at object {n}"), edit(good, "mbarrier.init", n, |l| format!("{}, 7;", l.rsplit_once(',').unwrap().0)));
+    }
+    for what in ["mbarrier.arrive.shared", "\tbar.arrive", "atom.", "mbarrier.arrive.expect_tx"] {
+        for n in 0..count(what) {
+            see(format!("{what} {n} lost"), edit(good, what, n, |_| String::new()));
+        }
+    }
+    for n in 0..count("%nctaid.x") {
+        see(format!("tiles from another number on, {n}"), edit(good, "%nctaid.x", n, |l| l.replace("%nctaid.x", "%ctaid.x")));
+    }
+    println!("{seen} mistakes");
+    assert!(seen > 40, "{seen}");
+    assert!(missed.is_empty(), "not caught:\n{}", missed.join("\n"));
+}
+
+/// Where an assembler is installed: no spill, and nothing serialised, as without.
+#[test]
+fn persistent_kernels_keep_their_registers() {
+    let Some(assembler) = codegen::assembler::Assembler::find() else {
+        eprintln!("SKIPPED: no ptxas (`./dev ptxas` installs it, CUDA_BIN names its directory): nothing was assembled");
+        return;
+    };
+    let mut bad = vec![];
+    for (function, wrt) in [("attention", &[] as &[&str]), ("attention", QKV), ("causal", &[]), ("causal", QKV), ("attention", &["q"])] {
+        for d in [64, 128, 256] {
+            let c = attention(function, wrt, DType::BF16, [8, 8, d]);
+            let target = GpuTarget::named("sm_90a").unwrap();
+            for (s, _) in nvptx::schedules_by_warpgroups(&c.programs[0], &target, &c.dims).unwrap().into_iter().take(4) {
+                let what = format!("{function} {wrt:?} {d} {} x {} x {}{}", s.rows / 64, s.stream, s.stages, s.flags());
+                let said = |s: &Schedule| assembler.assemble(&compile(&c, s).unwrap().ptx, "sm_90a").unwrap();
+                if let Ok(dir) = std::env::var("DUMP") {
+                    for (n, s) in [("p", persistent(s.clone())), ("n", s.clone())] {
+                        std::fs::write(format!("{dir}/{n}_{}.ptx", what.replace([' ', '"', ',', '[', ']'], "")), compile(&c, &s).unwrap().ptx).unwrap();
+                    }
+                    continue;
+                }
+                let (plain, made) = (said(&s), said(&persistent(s.clone())));
+                println!("{what}: {:?} {:?} registers {} {}", plain.spills, made.spills, plain.registers, made.registers);
+                if made.spills != [0, 0] || made.said.contains("C75") {
+                    bad.push(format!("{what}: {}", made.said));
+                }
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
