@@ -169,7 +169,7 @@ impl Emit<'_> {
         // The first products, and those right behind them that need nothing of this tile.
         let leading = |s: &Step| matches!(s, Step::Issue(x) if !x.late);
         let begin = l.body.iter().position(leading).unwrap_or(0);
-        let end = begin + l.body[begin..].iter().take_while(|s| leading(s)).count();
+        let issued = begin + l.body[begin..].iter().take_while(|s| leading(s)).count();
         for (at, s) in l.body.iter().enumerate() {
             match s {
                 Step::Issue(x) if x.late => {}
@@ -178,7 +178,7 @@ impl Emit<'_> {
                         self.begin_turn();
                     }
                     self.steps(std::slice::from_ref(s))?;
-                    if at + 1 == end && !first {
+                    if at + 1 == issued && !first {
                         self.catch_up(late, base, &before)?;
                         if self.plan.schedule.turns {
                             self.end_turn();
