@@ -97,7 +97,7 @@ fn roof(p: &Program, t: &GpuTarget, cost: Option<&Cost>) -> Result<(serde_json::
     };
     let k = nvptx::compile(p, t, &schedule).map_err(|e| e.to_string())?;
     let (threads, shared) = (k.signature.block, k.signature.shared_bytes);
-    let tiles = format!("{} rows, {} columns, {} streamed, {} stages", schedule.rows, schedule.cols, schedule.stream, schedule.stages);
+    let tiles = format!("{} rows, {} columns, {} streamed, {} stages{}", schedule.rows, schedule.cols, schedule.stream, schedule.stages, schedule.flags());
     let Some(assembler) = Assembler::find() else {
         let line = format!("{}: {tiles}; {threads} threads, {shared} bytes of shared memory; no ptxas, so nothing is known of its code (`./dev ptxas`)", t.name);
         return Ok((json!({"target": t.name, "threads": threads, "shared_bytes": shared}), vec![line]));
