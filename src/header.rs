@@ -67,9 +67,13 @@ pub fn manifest(s: &GpuSignature) -> Value {
         json!({"kind": "tensor map", "bytes": 128, "align": 64, "buffer": &*s.buffers[m.buffer].name, "offset": m.offset.to_string(), "axes": axes, "swizzle": m.swizzle})
     });
     let multiples: Vec<Value> = s.multiples.iter().map(|(d, by)| json!({"size": d.to_string(), "multiple_of": by})).collect();
+    let mut rule = "one dimension: the product over the axes of size / tile, rounded up; the last axis is fastest".to_string();
+    if s.resident > 0 {
+        rule += &format!("; but at most {} for each multiprocessor; launches of one loaded module must not overlap", s.resident);
+    }
     json!({
         "symbol": s.symbol, "parameters": buffers.chain(dims).chain(maps).collect::<Vec<_>>(), "requires": multiples,
-        "grid": {"rule": "one dimension: the product over the axes of size / tile, rounded up; the last axis is fastest", "axes": axes},
+        "grid": {"rule": rule, "axes": axes},
         "block": [s.block, 1, 1], "shared_bytes": s.shared_bytes,
     })
 }
@@ -128,6 +132,11 @@ pub fn header(guard: &str, kernels: &[GpuSignature]) -> String {
         }
         out += &format!("  void *parameters[] = {{{}}};\n", addresses.join(", "));
         out += &format!("  long long blocks = {symbol}_blocks({});\n  if (blocks <= 0) return CUDA_SUCCESS;\n", given.join(", "));
+        if s.resident > 0 {
+            out += "  /* Blocks stay, and count tiles in a variable of the module: launches of one loaded module must not overlap. */\n  CUdevice device;\n  int multiprocessors;\n  CUresult found = cuCtxGetDevice(&device);\n  if (found != CUDA_SUCCESS) return found;\n";
+            out += "  found = cuDeviceGetAttribute(&multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);\n  if (found != CUDA_SUCCESS) return found;\n";
+            out += &format!("  if (blocks > (long long)multiprocessors * {0}) blocks = (long long)multiprocessors * {0};\n", s.resident);
+        }
         // The driver's bound on the first dimension of a grid.
         out += "  if (blocks > 2147483647) return CUDA_ERROR_INVALID_VALUE;\n";
         // More than 48 KB are given only to those who ask.

@@ -133,7 +133,13 @@ fn candidates(p: &Program, target: &GpuTarget, assembler: Option<&Assembler>, di
     let groups = nvptx::schedules_by_warpgroups(p, target, dims).map_err(|e| e.to_string())?;
     let warps = nvptx::schedules(p, target).map_err(|e| e.to_string())?;
     let half = if groups.is_empty() { 0 } else { most.div_ceil(2) };
-    let chosen: Vec<(Schedule, f64)> = groups.into_iter().take(half).collect();
+    // Of the best by warpgroups, also what the model says nothing of, where there is such a form.
+    let varied: Vec<(Schedule, f64)> = groups.first().map_or(vec![], |(s, cost)| {
+        let all = [Schedule { persistent: true, ..s.clone() }, Schedule { turns: !s.turns, ..s.clone() }, Schedule { lag: !s.lag, ..s.clone() }, Schedule { polynomial: 2, ..s.clone() }];
+        all.into_iter().filter(|s| nvptx::registers(p, target, s).is_ok()).map(|s| (s, *cost)).take(half.saturating_sub(1)).collect()
+    });
+    let plain = half - varied.len();
+    let chosen: Vec<(Schedule, f64)> = groups.into_iter().take(plain).chain(varied).collect();
     let chosen: Vec<(Schedule, f64)> = chosen.iter().cloned().chain(warps.into_iter().take(most - chosen.len())).collect();
     let mut out = vec![];
     for (schedule, cost) in chosen {
@@ -319,7 +325,7 @@ fn print(p: &Program, device: &Device, tried: &[Tried], best: usize, kept: &std:
         let s = &t.schedule;
         let blocks = t.registers.map(|r| roofline::occupancy(&device.target, s.fragment.threads(), r, t.shared)).map_or("-".into(), |b| b.to_string());
         println!(
-            "{} {:>12} {:>6} {:>7} {:>9} {:>8} {blocks:>7} {:>9.4} {:>10} {:>10}",
+            "{} {:>12} {:>6} {:>7} {:>9} {:>8} {blocks:>7} {:>9.4} {:>10} {:>10}{}",
             if i == best { "*" } else { " " },
             format!("{} x {}", s.rows, s.stream.max(s.cols)),
             if s.warpgroups { format!("{}g", s.fragment.warps[0] / 4) } else { format!("{}x{}", s.fragment.warps[0], s.fragment.warps[1]) },
@@ -329,6 +335,7 @@ fn print(p: &Program, device: &Device, tried: &[Tried], best: usize, kept: &std:
             t.cost,
             t.checked.as_ref().map_or_else(|_| "WRONG".into(), |e| format!("{e:.1e}")),
             t.seconds.map_or("-".into(), |s| format!("{:.3} ms", s * 1e3)),
+            s.flags(),
         );
     }
     for t in tried.iter().filter_map(|t| t.checked.as_ref().err()) {
