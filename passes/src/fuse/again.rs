@@ -6,6 +6,7 @@
 //! anyway, so that no kernel's memory becomes quadratic in a length.
 
 use super::partition::{Kernel, Partition, Why};
+use super::view::Strides;
 use crate::simplify::extract::NOMINAL;
 use ir::dim::Name;
 use ir::graph::{Eqn, Var};
@@ -147,12 +148,13 @@ impl Partition<'_> {
     /// Sums that are parts of a joined value, where the parts have no axis in common along which they lie in memory: each element would be moved by itself.
     /// In kernels of their own they have such lanes, and the join is movement.
     fn parts_apart(&self, k: &Kernel) -> Option<Why> {
-        let lane = k.parallel.last().filter(|_| self.options.scratch && !k.resident && k.stores.len() > 1)?;
+        let lane = k.parallel.last().filter(|_| self.options.scratch && !k.resident)?;
+        let part = |s: &(usize, Var, Strides)| k.stores.iter().filter(|o| o.0 == s.0).count() > 1;
         if k.stores.iter().any(|s| s.2.of.iter().any(|(n, d)| *n == lane.name && d.is_one())) {
             return None;
         }
         let sums = |v: &Var| self.reach(&[*v], |_| false).iter().any(|u| k.stats.contains_key(u));
-        let mut cuts: Vec<Var> = k.stores.iter().map(|s| s.1).filter(|v| k.targets.iter().all(|t| t.1 != *v) && self.read(*v).is_none() && sums(v) && self.bounded(*v)).collect();
+        let mut cuts: Vec<Var> = k.stores.iter().filter(|s| part(s)).map(|s| s.1).filter(|v| self.read(*v).is_none() && sums(v) && self.bounded(*v)).collect();
         cuts.sort();
         cuts.dedup();
         (!cuts.is_empty()).then(|| Why::Cut(cuts, format!("it is a part of a joined value whose parts share lanes along {} alone, which is contiguous in none", lane.name)))
