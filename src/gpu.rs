@@ -118,6 +118,13 @@ struct Tried {
     slack: f64,
 }
 
+impl Tried {
+    /// Whether it stands for the default `s` of kernel `i`.
+    fn replaces(&self, i: usize, s: &Schedule) -> bool {
+        s.warpgroups && self.at.is_none_or(|k| k == i)
+    }
+}
+
 /// Everything that is checked (small, odd sizes) and timed (large ones).
 fn plans() -> Vec<Plan> {
     use DType::{BF16, F16, F32};
@@ -340,7 +347,7 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
     let other = |(i, s): (usize, &Schedule)| match &plan.form {
         Form::Default | Form::Tf32 => true,
         Form::Warps => s.warpgroups,
-        Form::Exact(t) => s.warpgroups && t.at.is_none_or(|k| k == i),
+        Form::Exact(t) => t.replaces(i, s),
     };
     if !schedules.iter().enumerate().any(other) {
         return Ok(None);
@@ -349,15 +356,14 @@ fn case(name: &str, plan: &Plan, target: &GpuTarget, assembler: Option<&Assemble
         let s = match &plan.form {
             Form::Default | Form::Tf32 => s,
             Form::Warps => nvptx::default_by_warps(p, target).map_err(error)?,
-            Form::Exact(t) if s.warpgroups && t.at.is_none_or(|k| k == i) => Schedule { aligned: s.aligned, ..t.schedule.clone() },
+            Form::Exact(t) if t.replaces(i, &s) => Schedule { aligned: s.aligned, ..t.schedule.clone() },
             Form::Exact(_) => s,
         };
-        let key = (p.to_string(), format!("{s:?}"));
+        // A default may give way to another schedule; one that is asked for does not.
+        let default = matches!(plan.form, Form::Default | Form::Tf32);
+        let key = (p.to_string(), format!("{s:?}{}", if default { ", or the next" } else { "" }));
         if !known.kernels.contains_key(&key) {
-            let made = match &plan.form {
-                Form::Default | Form::Tf32 => nvptx::compile_fitting(p, target, &dims, assembler, false),
-                _ => nvptx::compile(p, target, &s).map(|kernel| Fitted { assembled: assembler.map(|a| a.assemble(&kernel.ptx, &target.name)), kernel }),
-            };
+            let made = nvptx::compile(p, target, &s).and_then(|k| if default { nvptx::fitting(p, target, &dims, assembler, false, k) } else { Ok(Fitted::new(k, target, assembler)) });
             let Fitted { kernel: k, assembled } = match made {
                 Ok(made) => made,
                 // One that does not fit is none to try.

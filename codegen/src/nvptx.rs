@@ -24,7 +24,7 @@ mod tf32;
 pub mod value;
 mod warpgroup;
 
-pub use fit::{Fitted, compile_fitting};
+pub use fit::{Fitted, compile_fitting, fitting};
 pub use schedule::{Schedule, default_by_warps, default_schedule, default_schedule_at, maxima_behind, schedules, schedules_by_warpgroups};
 
 use crate::target::GpuTarget;

@@ -25,6 +25,12 @@ pub fn bind(dims: &[(&str, i64)]) -> Bindings {
     dims.iter().map(|(n, v)| ((*n).into(), *v)).collect()
 }
 
+/// Replaces the `n`-th line that has `what` by `f` of it.
+pub fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
+    let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;
+    text.lines().enumerate().map(|(i, l)| if i == at { f(l) } else { l.to_string() } + "\n").collect()
+}
+
 /// Numbers in [−1.7, 1.7), or small whole ones.
 fn fill(d: DType, shape: &[usize], seed: &mut u64, below: i64) -> Tensor {
     let n: usize = shape.iter().product();

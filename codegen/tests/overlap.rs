@@ -4,7 +4,7 @@
 
 mod cases;
 
-use cases::Case;
+use cases::{Case, edit};
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
@@ -84,24 +84,18 @@ fn gradients_lag() {
         let c = Case::gradient(&text, "attention", QKV, DType::BF16, &sizes);
         for s in schedules {
             let mut memory = c.inputs.clone();
-            for (n, p) in c.programs.iter().enumerate() {
-                let k = if n == at { nvptx::compile(p, &target, &s) } else { nvptx::compile_default(p, &target, false) }.unwrap_or_else(|e| panic!("{e}"));
-                let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| memory.get(&b.name).filter(|_| b.access == ir::tile::Access::Input).cloned()).collect();
-                let (got, report) = Module::parse(&k.ptx).unwrap().run(&k.signature, &c.dims, &inputs, &Options { budget: 1 << 23, ..Options::default() }).unwrap_or_else(|f| panic!("{dims:?} {s:?}: {f}"));
+            let lags = &c.programs[at];
+            ir::tile::sequence::run(&c.programs, &mut memory, &c.dims, &mut |p, d, x| {
+                let k = if std::ptr::eq(p, lags) { nvptx::compile(p, &target, &s) } else { nvptx::compile_default(p, &target, false) }.unwrap_or_else(|e| panic!("{e}"));
+                let (got, report) = Module::parse(&k.ptx).unwrap().run(&k.signature, d, x, &Options { budget: 1 << 23, ..Options::default() }).unwrap_or_else(|f| panic!("{dims:?} {s:?}: {f}"));
                 assert!(report.unwritten.values().all(|n| *n == 0), "{:?}", report.unwritten);
-                memory.extend(k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone()).zip(got));
-            }
+                Ok(got)
+            }).unwrap();
             for (name, e) in c.errors(&memory) {
                 assert!(e < 5e-3, "{dims:?}, kernel {at} by {} x {} x {}: {name} is off by {e:e}", s.rows / 64, s.stream, s.stages);
             }
         }
     }
-}
-
-/// Replaces the `n`-th line that has `what` by `f` of it.
-fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
-    let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;
-    text.lines().enumerate().map(|(i, l)| if i == at { f(l) } else { l.to_string() } + "\n").collect()
 }
 
 #[test]
@@ -169,7 +163,7 @@ fn what_lags_runs_beside_the_next_tile() {
         let c = attention("attention", &[], DType::BF16, [8, 8, d]);
         let k = compile(&c, &Schedule { turns: true, lag: true, ..Schedule::warpgroups(2, 32, stream, 2) }).unwrap();
         let made = assembler.assemble(&k.ptx, "sm_90a").unwrap();
-        assert!(made.spills == [0, 0] && !made.said.contains("C75"), "{d}: {}", made.said);
+        assert!(made.fits(), "{d}: {}", made.said);
         let sass = assembler.disassemble(&made.cubin).unwrap();
         let order: Vec<&str> = sass.lines().filter_map(|l| ["HGMMA", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR"].into_iter().find(|w| l.contains(w))).collect();
         let mut runs: Vec<(&str, usize)> = vec![];

@@ -4,7 +4,7 @@
 
 mod cases;
 
-use cases::Case;
+use cases::{Case, edit};
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
@@ -89,12 +89,6 @@ fn persistent_kernels_are_right() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// Replaces the `n`-th line that has `what` by `f` of it.
-fn edit(text: &str, what: &str, n: usize, f: impl Fn(&str) -> String) -> String {
-    let at = text.lines().enumerate().filter(|(_, l)| l.contains(what)).nth(n).unwrap_or_else(|| panic!("no {what} {n}")).0;
-    text.lines().enumerate().map(|(i, l)| if i == at { f(l) } else { l.to_string() } + "\n").collect()
-}
-
 #[test]
 fn mistakes_show() {
     let c = attention("causal", &[], DType::BF16, [300, 150, 64]);
@@ -158,7 +152,7 @@ fn persistent_kernels_keep_their_registers() {
                 }
                 let (plain, made) = (said(&s), said(&persistent(s.clone())));
                 println!("{what}: {:?} {:?} registers {} {}", plain.spills, made.spills, plain.registers, made.registers);
-                if made.spills != [0, 0] || made.said.contains("C75") {
+                if !made.fits() {
                     bad.push(format!("{what}: {}", made.said));
                 }
             }

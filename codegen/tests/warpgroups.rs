@@ -118,7 +118,7 @@ fn products_stay_together() {
             let s = nvptx::default_schedule(&c.programs[0], &target).unwrap();
             assert!(s.warpgroups, "{s:?}");
             let made = assembler.assemble(&compiled(&c, &s).ptx, "sm_90a").unwrap();
-            assert!(made.spills == [0, 0] && !made.said.contains("C75"), "{function} {d}: {}", made.said);
+            assert!(made.fits(), "{function} {d}: {}", made.said);
             let sass = assembler.disassemble(&made.cubin).unwrap();
             let order: Vec<&str> = sass.lines().filter_map(|l| ["HGMMA", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR", "MUFU.EX2"].into_iter().find(|w| l.contains(w))).collect();
             let mut runs: Vec<(&str, usize)> = vec![];
@@ -178,7 +178,7 @@ fn gradients_hide_their_exponentials() {
             let s = nvptx::default_schedule_at(p, &target, &c.dims).unwrap();
             assert!(s.warpgroups, "{s:?}");
             let made = assembler.assemble(&nvptx::compile(p, &target, &s).unwrap().ptx, "sm_90a").unwrap();
-            assert!(made.spills == [0, 0] && !made.said.contains("C75"), "{} {d}: {}", p.name, made.said);
+            assert!(made.fits(), "{} {d}: {}", p.name, made.said);
             let sass = assembler.disassemble(&made.cubin).unwrap();
             let order: Vec<&str> = sass.lines().filter_map(|l| ["HGMMA", "WARPGROUP.DEPBAR", "MUFU.EX2"].into_iter().find(|w| l.contains(w))).collect();
             let all = order.iter().filter(|o| **o == "MUFU.EX2").count();

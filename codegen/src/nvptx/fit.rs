@@ -15,18 +15,31 @@ pub struct Fitted {
     pub assembled: Option<Result<Assembled, String>>,
 }
 
+impl Fitted {
+    /// Of a kernel, whether it fits or not.
+    pub fn new(kernel: Compiled, target: &GpuTarget, assembler: Option<&Assembler>) -> Fitted {
+        Fitted { assembled: assembler.map(|a| a.assemble(&kernel.ptx, &target.name)), kernel }
+    }
+}
+
 /// Schedules that are tried behind the default.
 const MOST: usize = 5;
 
-/// The kernel by the default schedule at sizes `dims`. Where `assembler` finds that a thread has too few registers, or that products wait for each other, by the model's next
-/// schedule of another tile that has neither, if one of the next five has; with LLVM IR if `texts`.
+/// The kernel by the default schedule at sizes `dims`, or by the next that [`fitting`] finds; with LLVM IR if `texts`.
 ///
 /// # Errors
 /// Those of [`compile_at`].
 pub fn compile_fitting(p: &Program, target: &GpuTarget, dims: &Bindings, assembler: Option<&Assembler>, texts: bool) -> Result<Fitted, Error> {
-    let assembled = |k: &Compiled| assembler.map(|a| a.assemble(&k.ptx, &target.name));
-    let kernel = compile_at(p, target, dims, texts)?;
-    let first = Fitted { assembled: assembled(&kernel), kernel };
+    fitting(p, target, dims, assembler, texts, compile_at(p, target, dims, texts)?)
+}
+
+/// `kernel`, which is `p` by its default schedule at sizes `dims`. Where `assembler` finds that a thread has too few registers, or that products wait for each other, `p` by the
+/// model's next schedule of another tile that has neither, if one of the next five has; with LLVM IR if `texts`.
+///
+/// # Errors
+/// Those of [`compile_with`].
+pub fn fitting(p: &Program, target: &GpuTarget, dims: &Bindings, assembler: Option<&Assembler>, texts: bool, kernel: Compiled) -> Result<Fitted, Error> {
+    let first = Fitted::new(kernel, target, assembler);
     let (Some(default), Some(Ok(made))) = (&first.kernel.schedule, &first.assembled) else { return Ok(first) };
     if made.fits() {
         return Ok(first);
@@ -43,10 +56,9 @@ pub fn compile_fitting(p: &Program, target: &GpuTarget, dims: &Bindings, assembl
             break;
         }
         tried.push(tile(&s));
-        let kernel = compile_with(p, target, &s, texts)?;
-        let assembled = assembled(&kernel);
-        if matches!(&assembled, Some(Ok(made)) if made.fits()) {
-            return Ok(Fitted { kernel, assembled });
+        let next = Fitted::new(compile_with(p, target, &s, texts)?, target, assembler);
+        if matches!(&next.assembled, Some(Ok(made)) if made.fits()) {
+            return Ok(next);
         }
     }
     Ok(first)
