@@ -41,7 +41,7 @@ enum What {
         #[arg(long, default_value = "", value_name = "TEXT")]
         only: String,
         /// Schedules by warpgroups beside the default: warpgroups, streamed tile, stages; then `r` for operands read again as rounded, `t` for turns, `l` for products that lag, `s`
-        /// for maxima that stay behind, `g` for a persistent grid, `p2` for polynomials in 2 of 16 columns: `2x96x2,3x64x2rg,2x128x2tlp2`. `1:2x96x2`: of the kernel of that
+        /// for maxima that stay behind, `g` for a persistent grid, `m` for clusters that share copies, `p2` for polynomials in 2 of 16 columns: `2x96x2,3x64x2rg,2x128x2tlp2`. `1:2x96x2`: of the kernel of that
         /// index alone, gradients' too
         #[arg(long, default_value = "", value_name = "LIST")]
         schedules: String,
@@ -65,7 +65,7 @@ pub fn run(a: &Args) -> Result<(), String> {
         let [groups, stream, stages] = numbers[..] else { return Err(format!("--schedules: {one} is not of the form 2x96x2")) };
         let polynomial = flags.split_once('p').map_or(Ok(0), |(_, n)| n.parse()).map_err(|e| format!("--schedules: {one}: {e}"))?;
         let has = |c| flags.contains(c);
-        let schedule = Schedule { rounded: has('r'), turns: has('t'), lag: has('l'), persistent: has('g'), polynomial, ..Schedule::warpgroups(groups, 128, stream, stages) };
+        let schedule = Schedule { rounded: has('r'), turns: has('t'), lag: has('l'), persistent: has('g'), multicast: has('m'), polynomial, ..Schedule::warpgroups(groups, 128, stream, stages) };
         list.push(Tried { at, schedule, slack: if has('s') { SLACK } else { 0.0 } });
     }
     pack(output, target, only, ptxas.as_deref(), &list)

@@ -39,7 +39,8 @@ fn grid(s: &GpuSignature) -> String {
         1 => format!("({})", expression(&g.size)),
         tile => format!("(({} + {}) / {tile})", expression(&g.size), tile - 1),
     };
-    if s.grid.is_empty() { "1".into() } else { s.grid.iter().map(axis).collect::<Vec<_>>().join(" * ") }
+    let axes = s.grid.iter().map(axis).chain((s.cluster > 1).then(|| s.cluster.to_string()));
+    if s.grid.is_empty() { "1".into() } else { axes.collect::<Vec<_>>().join(" * ") }
 }
 
 fn c_type(d: DType) -> &'static str {
@@ -69,7 +70,13 @@ pub fn manifest(s: &GpuSignature) -> Value {
     let multiples: Vec<Value> = s.multiples.iter().map(|(d, by)| json!({"size": d.to_string(), "multiple_of": by})).collect();
     let mut rule = "one dimension: the product over the axes of size / tile, rounded up; the last axis is fastest".to_string();
     if s.resident > 0 {
-        rule += &format!("; but at most {} for each multiprocessor; launches of one loaded module must not overlap", s.resident);
+        rule += &format!("; but at most {} for each multiprocessor", s.resident);
+    }
+    if s.cluster > 1 {
+        rule += &format!("; {} blocks, a cluster, share each of these", s.cluster);
+    }
+    if s.exclusive {
+        rule += "; launches of one loaded module must not overlap";
     }
     json!({
         "symbol": s.symbol, "parameters": buffers.chain(dims).chain(maps).collect::<Vec<_>>(), "requires": multiples,
@@ -133,9 +140,12 @@ pub fn header(guard: &str, kernels: &[GpuSignature]) -> String {
         out += &format!("  void *parameters[] = {{{}}};\n", addresses.join(", "));
         out += &format!("  long long blocks = {symbol}_blocks({});\n  if (blocks <= 0) return CUDA_SUCCESS;\n", given.join(", "));
         if s.resident > 0 {
-            out += "  /* Blocks stay, and count tiles in a variable of the module: launches of one loaded module must not overlap. */\n  CUdevice device;\n  int multiprocessors;\n  CUresult found = cuCtxGetDevice(&device);\n  if (found != CUDA_SUCCESS) return found;\n";
+            if s.exclusive {
+                out += "  /* Blocks count tiles in a variable of the module: launches of one loaded module must not overlap. */\n";
+            }
+            out += "  CUdevice device;\n  int multiprocessors;\n  CUresult found = cuCtxGetDevice(&device);\n  if (found != CUDA_SUCCESS) return found;\n";
             out += "  found = cuDeviceGetAttribute(&multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device);\n  if (found != CUDA_SUCCESS) return found;\n";
-            out += &format!("  if (blocks > (long long)multiprocessors * {0}) blocks = (long long)multiprocessors * {0};\n", s.resident);
+            out += &format!("  if (blocks > (multiprocessors * {0}LL + {1}) / {2} * {2}) blocks = (multiprocessors * {0}LL + {1}) / {2} * {2};\n", s.resident, s.cluster.max(1) - 1, s.cluster.max(1));
         }
         // The driver's bound on the first dimension of a grid.
         out += "  if (blocks > 2147483647) return CUDA_ERROR_INVALID_VALUE;\n";

@@ -31,7 +31,7 @@ use crate::target::GpuTarget;
 use crate::text::Text;
 use crate::{Error, llvm, mlir};
 use emit::Emit;
-use ir::artifact::{GpuSignature, Signature};
+use ir::artifact::{GpuSignature, GridAxis, Signature};
 use ir::dim::{Bindings, Dim};
 use ir::tile::{Buffer, Program, verify};
 use plan::Plan;
@@ -113,7 +113,7 @@ fn compile_by(p: &Program, target: &GpuTarget, texts: bool, schedule: impl FnOnc
         Err(why) => {
             let code = made(p, target, texts, || {
                 let (body, signature) = each::lower(p, &symbol(p))?;
-                Ok((module(&signature, &body, ""), signature))
+                Ok((module(&signature, &body, "", &BTreeSet::new()), signature))
             })?;
             Ok(Compiled { each: Some(why.to_string()), ..code })
         }
@@ -142,8 +142,9 @@ fn symbol(p: &Program) -> String {
     format!("pf_{name}")
 }
 
-/// The module with a kernel's body.
-fn module(signature: &GpuSignature, body: &str, attributes: &str) -> String {
+/// The module with a kernel's body, in which `!f32xN`, for every N of `floats`, is short for a structure of so many: a long type takes time
+/// wherever it is read.
+fn module(signature: &GpuSignature, body: &str, attributes: &str, floats: &BTreeSet<usize>) -> String {
     let buffer = |(i, b): (usize, &Buffer)| {
         let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
         format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
@@ -151,9 +152,10 @@ fn module(signature: &GpuSignature, body: &str, attributes: &str) -> String {
     let map = |i: usize| format!("%m{i}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}}");
     let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
     // Tiles that persistent blocks have taken.
-    let taken = if signature.resident > 0 { "llvm.mlir.global internal @taken(0 : i32) {addr_space = 1 : i32, alignment = 4 : i64} : i32\n" } else { "" };
+    let taken = if signature.exclusive { "llvm.mlir.global internal @taken(0 : i32) {addr_space = 1 : i32, alignment = 4 : i64} : i32\n" } else { "" };
+    let aliases: String = floats.iter().map(|n| format!("!f32x{n} = !llvm.struct<({})>\n", vec!["f32"; *n].join(", "))).collect();
     format!(
-        "module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n{taken}\
+        "{aliases}module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n{taken}\
          llvm.func @{}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>{attributes}}} {{\n{body}llvm.return\n}}\n}}\n",
         signature.symbol,
         args.join(", "),
@@ -171,25 +173,38 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
         symbol: symbol(p),
         buffers: plan.p.buffers.clone(),
         dims: plan.p.dims(),
-        grid: Signature::grid_of(&plan.p),
+        grid: grid(&plan),
         block: plan.threads(),
         shared_bytes: plan.shared[2],
         maps: warpgroup::maps(&plan),
         multiples: plan.multiples.iter().cloned().collect(),
         resident: if schedule.persistent { schedule.blocks } else { 0 },
+        cluster: if schedule.multicast { 2 } else { 0 },
+        exclusive: schedule.persistent && !plan.even(),
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;
-    let assumed = std::mem::take(&mut fast.assumed);
+    let (assumed, mut floats) = (std::mem::take(&mut fast.assumed), std::mem::take(&mut fast.floats));
     let body = if assumed.is_empty() {
         fast.t.finish()
     } else {
         let mut slow = Emit::new(&plan, false);
         slow.kernel()?;
+        floats.append(&mut slow.floats);
         choose(&plan, &assumed, fast.t.finish(), slow.t.finish())?
     };
-    let mlir = module(&signature, &body, &format!(", nvvm.minctasm = {} : i32", schedule.blocks));
+    let cluster = if schedule.multicast { ", nvvm.cluster_dim = array<i32: 2, 1, 1>" } else { "" };
+    let mlir = module(&signature, &body, &format!(", nvvm.minctasm = {} : i32{cluster}", schedule.blocks), &floats);
     Ok((mlir, signature))
+}
+
+/// The grid's axes. A tile of the last one is a cluster's.
+fn grid(plan: &Plan) -> Vec<GridAxis> {
+    let mut grid = Signature::grid_of(&plan.p);
+    if let (true, Some(last)) = (plan.schedule.multicast, grid.last_mut()) {
+        last.tile *= 2;
+    }
+    grid
 }
 
 /// `fast` if every assumed size is a multiple of its number, else `slow`.

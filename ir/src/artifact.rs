@@ -78,10 +78,15 @@ pub struct GpuSignature {
     /// Sizes that must be multiples of a number.
     #[serde(default)]
     pub multiples: Vec<(Dim, i64)>,
-    /// 0: a block for each tile of the grid. Else blocks stay until no tile is left, and there are at most so many for each multiprocessor; they count tiles in a variable
-    /// of the module, which a launch leaves as it found it, so that two launches of one loaded module must not overlap.
+    /// 0: a block for each tile of the grid. Else blocks stay until no tile is left, and there are at most so many for each multiprocessor.
     #[serde(default)]
     pub resident: usize,
+    /// Blocks count tiles in a variable of the module, which a launch leaves as it found it: two launches of one loaded module must not overlap.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// Blocks of a cluster, which share a tile of the grid's last axis; 0 and 1: none. There are so many times as many blocks as tiles of the grid's axes.
+    #[serde(default)]
+    pub cluster: usize,
 }
 
 /// What the bulk copy engine has to know of a buffer; the launcher makes the driver's form of it.
@@ -174,13 +179,13 @@ impl GpuSignature {
     /// A size without a number.
     pub fn blocks(&self, dims: &Bindings, multiprocessors: usize) -> Result<i64, DimError> {
         let tiles = self.tiles(dims)?;
-        Ok(if self.resident == 0 { tiles } else { tiles.min((self.resident * multiprocessors.max(1)) as i64) })
+        Ok(if self.resident == 0 { tiles } else { tiles.min((self.resident * multiprocessors.max(1)).next_multiple_of(self.cluster.max(1)) as i64) })
     }
-    /// Tiles of the grid.
+    /// Tiles of the grid, one for each block that does not stay.
     ///
     /// # Errors
     /// A size without a number.
     pub fn tiles(&self, dims: &Bindings) -> Result<i64, DimError> {
-        self.grid.iter().try_fold(1, |n, g| Ok(n * ((g.size.eval(dims)?.max(0) + g.tile as i64 - 1) / g.tile as i64)))
+        self.grid.iter().try_fold(self.cluster.max(1) as i64, |n, g| Ok(n * ((g.size.eval(dims)?.max(0) + g.tile as i64 - 1) / g.tile as i64)))
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn lower(p: &Program, symbol: &str) -> Result<(String, GpuSignature),
             e.t.line("}");
         }
     }
-    let signature = GpuSignature { symbol: symbol.into(), buffers: p.buffers.clone(), dims: p.dims(), grid, block: threads, shared_bytes: 0, maps: vec![], multiples: vec![], resident: 0 };
+    let signature = GpuSignature { symbol: symbol.into(), buffers: p.buffers.clone(), dims: p.dims(), grid, block: threads, shared_bytes: 0, maps: vec![], multiples: vec![], resident: 0, exclusive: false, cluster: 0 };
     Ok((e.t.finish(), signature))
 }
 

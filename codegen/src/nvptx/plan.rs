@@ -110,6 +110,8 @@ pub struct Ring {
     pub barriers: usize,
     /// Barrier objects before those of persistent blocks.
     pub objects: usize,
+    /// Groups with tiles that both blocks of a cluster read.
+    pub shared: BTreeSet<usize>,
     /// Whether products of the loop free `outer`; else it is free behind everything.
     pub freed_in_loop: bool,
 }
@@ -429,6 +431,9 @@ impl Plan {
         if schedule.persistent && !schedule.warpgroups {
             return bad("persistent blocks are those of warpgroups: one that copies goes on to the next tile".into());
         }
+        if schedule.multicast && !schedule.warpgroups {
+            return bad("clusters are those of blocks by warpgroups, whose tiles are copied in bulk".into());
+        }
         if fragment.threads() > target.threads_per_block {
             return bad(format!("the schedule has {} threads a block, but {} allows {}", fragment.threads(), target.name, target.threads_per_block));
         }
@@ -501,6 +506,15 @@ impl Plan {
             Step::For(l) => l.within.iter().any(|c| sign(c, axis) > 0 && sign(c, l.axis) < 0) && !l.within.iter().any(|c| sign(c, l.axis) > 0),
             _ => false,
         })
+    }
+    /// Whether a load in shared memory is the same for both blocks of a cluster.
+    pub fn for_both(&self, v: ValueId) -> bool {
+        let view = self.staged.get(&v).map(|s| &s.view).or(self.vectors.get(&v).map(|x| &x.view));
+        self.schedule.multicast && self.looped.contains(&v) && view.is_some_and(|w| !w.strides.iter().any(|(a, _)| Some(*a) == self.rows))
+    }
+    /// Whether every tile of the grid has loops of the same length.
+    pub fn even(&self) -> bool {
+        self.body.iter().all(|s| !matches!(s, Step::For(l) if !l.within.is_empty()))
     }
     /// Whether products with columns along `n`, which no warp has a part of, are computed by halves in two warps and exchanged.
     pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {

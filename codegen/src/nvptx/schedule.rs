@@ -46,6 +46,9 @@ pub struct Schedule {
     /// As many blocks as multiprocessors, which take one tile after the other: the next one's operands come while the present one's results are made and stored. By warpgroups.
     #[serde(default)]
     pub persistent: bool,
+    /// Two blocks that are neighbours along rows are a cluster: of the tiles that both read each copies half, to both. By warpgroups, where all loops have the same length.
+    #[serde(default)]
+    pub multicast: bool,
 }
 
 impl Schedule {
@@ -56,7 +59,7 @@ impl Schedule {
     }
     /// As many rows as the fragment has, and nothing that has to be asked for.
     fn of(fragment: Fragment, cols: usize, stream: usize, stages: usize) -> Schedule {
-        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false, turns: false, lag: false, polynomial: 0, persistent: false }
+        Schedule { rows: fragment.rows_per_block(), cols, stream, stages, fragment, blocks: 1, warpgroups: false, aligned: false, rounded: false, tf32: false, turns: false, lag: false, polynomial: 0, persistent: false, multicast: false }
     }
     /// `groups` warpgroups of 64 rows each (sm_90a).
     pub fn warpgroups(groups: usize, cols: usize, stream: usize, stages: usize) -> Schedule {
@@ -64,7 +67,7 @@ impl Schedule {
     }
     /// What is out of the ordinary, in words, each behind a space.
     pub fn flags(&self) -> String {
-        let flags = [(self.rounded, " rounded"), (self.turns, " turns"), (self.lag, " lag"), (self.persistent, " persistent")].into_iter().filter(|f| f.0).map(|f| f.1).collect::<String>();
+        let flags = [(self.rounded, " rounded"), (self.turns, " turns"), (self.lag, " lag"), (self.persistent, " persistent"), (self.multicast, " multicast")].into_iter().filter(|f| f.0).map(|f| f.1).collect::<String>();
         if self.polynomial > 0 { format!("{flags} polynomial {}", self.polynomial) } else { flags }
     }
     /// Warpgroups along rows, 64 rows each, by one or two along columns.

@@ -43,8 +43,11 @@ impl Emit<'_> {
         if tile == 1 {
             return Ok(size);
         }
-        let n = self.entry("addi", &size, tile - 1);
-        Ok(self.entry("divui", &n, tile))
+        // Blocks of a cluster come in pairs.
+        let pair = if self.plan.schedule.multicast && Some(axis) == self.plan.rows { 2 } else { 1 };
+        let n = self.entry("addi", &size, pair * tile - 1);
+        let n = self.entry("divui", &n, pair * tile);
+        Ok(if pair > 1 { self.entry("muli", &n, pair) } else { n })
     }
     /// Tiles of the grid, computed on entry.
     pub fn tiles(&mut self) -> Result<String, Error> {

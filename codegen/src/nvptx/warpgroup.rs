@@ -135,7 +135,15 @@ impl Emit<'_> {
         }
         multiply(self)?;
         self.t.line("}");
+        // The other block may still copy to this one, or tell it what is empty.
+        if self.plan.schedule.multicast {
+            self.cluster_barrier();
+        }
         Ok(())
+    }
+    /// Waits for all threads of the cluster.
+    fn cluster_barrier(&mut self) {
+        self.t.line("nvvm.cluster.arrive\nnvvm.cluster.wait");
     }
 
     /// What a warpgroup with rows does for one tile of the grid, but for what is `done`. `parity`: of the tiles that are there once.
@@ -177,14 +185,24 @@ impl Emit<'_> {
         self.when(Some(&first), |e| {
             for i in 0..1 + 2 * groups * stages {
                 let object = e.object(i, None);
-                let n = e.k(if i > 0 && i % 2 == 0 { warps as i64 } else { 1 });
+                // Of a group that both blocks of a cluster fill, both say when it is empty.
+                let n = e.k(match i {
+                    0 => 1,
+                    i if i % 2 == 1 => 1,
+                    i if e.ring()?.shared.contains(&((i - 1) / 2 % groups)) => 2 * warps as i64,
+                    _ => warps as i64,
+                });
                 e.t.line(format_args!("nvvm.mbarrier.init {object}, {n} : !llvm.ptr<3>, i32"));
             }
             e.persistent_objects()?;
             e.t.line("nvvm.fence.mbarrier.init");
             Ok(())
         })?;
-        self.t.line("nvvm.barrier0");
+        if self.plan.schedule.multicast {
+            self.cluster_barrier();
+        } else {
+            self.t.line("nvvm.barrier0");
+        }
         Ok(())
     }
 
@@ -275,11 +293,16 @@ impl Emit<'_> {
     fn free(&mut self, groups: &[usize], slot: &str) {
         if !groups.is_empty() {
             let objects = groups.iter().map(|g| self.empty(*g, slot)).collect::<Vec<_>>();
-            self.arrive(&objects, None);
+            let both = groups.iter().zip(&objects).filter(|(g, _)| self.plan.ring.as_ref().is_some_and(|r| r.shared.contains(g))).map(|(_, o)| o.clone()).collect::<Vec<_>>();
+            self.arrive_at(&objects, &both, None);
         }
     }
     /// Arrives at objects, one lane a warp, if `also`.
     fn arrive(&mut self, objects: &[String], also: Option<String>) {
+        self.arrive_at(objects, &[], also);
+    }
+    /// The same, and at those of the cluster's other block that are at the places of `others`.
+    fn arrive_at(&mut self, objects: &[String], others: &[String], also: Option<String>) {
         let tid = self.tid();
         let lane = self.ik("andi", &tid, 31);
         let zero = self.k(0);
@@ -288,6 +311,12 @@ impl Emit<'_> {
         self.t.line(format_args!("scf.if {here} {{"));
         for o in objects {
             self.t.op(format_args!("nvvm.mbarrier.arrive {o} : !llvm.ptr<3> -> i64"));
+        }
+        for o in others {
+            let rank = self.rank_on_entry();
+            let (at, other) = (self.t.op(format_args!("llvm.ptrtoint {o} : !llvm.ptr<3> to i32")), self.ik("xori", &rank, 1));
+            let text = "{\\0A.reg .b32 a;\\0Amapa.shared::cluster.u32 a, $0, $1;\\0Ambarrier.arrive.shared::cluster.b64 _, [a];\\0A}";
+            self.t.line(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"r,r,~{{memory}}\" {at}, {other} : (i32, i32) -> ()"));
         }
         self.t.line("}");
     }

@@ -6,7 +6,7 @@ use super::{ROWS, lag, persistent, turn};
 use crate::Error;
 use crate::target::GpuTarget;
 use ir::dim::Dim;
-use ir::tile::{Op, Role, ValueId};
+use ir::tile::{AxisId, Op, Role, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Decides it for `plan`, whose steps have groups of products.
@@ -40,6 +40,13 @@ pub fn arrange(plan: &mut Plan, target: &GpuTarget) -> Result<(), Error> {
         });
     }
     plan.body = out;
+    if plan.schedule.multicast {
+        let fastest = plan.p.axes.iter().rposition(|a| matches!(a.role, Role::Grid | Role::Block(_))).map(|i| AxisId(i as u32));
+        ring.shared = (0..ring.groups.len()).filter(|g| ring.groups[*g].iter().any(|v| plan.for_both(*v))).collect();
+        if !plan.even() || plan.rows.is_none() || fastest != plan.rows || ring.shared.is_empty() {
+            return Err(refused(&plan.p, "clusters: neighbours in the grid have to read the same tiles, as many of them"));
+        }
+    }
     ring.freed_in_loop = plan.schedule.persistent && frees_outer(plan);
     // As they are read: the first product needs the first.
     ring.outer = plan.staged.keys().copied().filter(|v| !plan.looped.contains(v)).collect();

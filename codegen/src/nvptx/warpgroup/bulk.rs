@@ -61,7 +61,7 @@ impl Emit<'_> {
     pub(super) fn fill_outer(&mut self, outer: &[ValueId]) -> Result<(), Error> {
         let object = self.object(0, None);
         let base = self.shared_base();
-        self.fill_group(outer, &object, &base)
+        self.fill_group(outer, &object, &base, 0).map(drop)
     }
 
     /// Copies the tiles of loops, from the ring's present position on.
@@ -94,10 +94,11 @@ impl Emit<'_> {
         let here = self.i("addi", &base, &here);
         // Before the first time around, every stage is empty: the phase before an object's first is over.
         let before = self.t.op(format_args!("arith.xori {parity}, {one} : i32"));
+        let mut shared = 0;
         for (g, vs) in groups.iter().enumerate() {
             let (empty, full) = (self.empty(g, &slot), self.full(g, &slot));
             self.await_object(&empty, &before);
-            self.fill_group(vs, &full, &here)?;
+            shared = self.fill_group(vs, &full, &here, shared)?;
         }
         let next = self.turn(&position);
         self.t.line(format_args!("scf.yield {} : {types}\n}}", next.join(", ")));
@@ -106,8 +107,9 @@ impl Emit<'_> {
         Ok(())
     }
 
-    /// Copies the tiles of `vs` into the region at `base`; `object` is full when they are there.
-    fn fill_group(&mut self, vs: &[ValueId], object: &str, base: &str) -> Result<(), Error> {
+    /// Copies the tiles of `vs` into the region at `base`; `object` is full when they are there. Of what both blocks of a cluster read, each copies every other piece, to both: `shared`
+    /// pieces were copied before, and so many then.
+    fn fill_group(&mut self, vs: &[ValueId], object: &str, base: &str, mut shared: usize) -> Result<usize, Error> {
         let plan = self.plan;
         let order = mapped(plan);
         let tile = |v: &ValueId| match plan.vectors.get(v) {
@@ -129,7 +131,8 @@ impl Emit<'_> {
                     let step = self.i("muli", &start, &stride);
                     from = self.i("addi", &from, &step);
                 }
-                self.t.line(format_args!("nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, %m{map}, {object}, box[{from}] : !llvm.ptr<7>, !llvm.ptr"));
+                self.copy_piece(&to, map, object, &from, plan.for_both(*v).then_some(shared));
+                shared += usize::from(plan.for_both(*v));
                 continue;
             }
             let s = &plan.staged[v];
@@ -140,10 +143,28 @@ impl Emit<'_> {
                 let to = self.t.op(format_args!("llvm.addrspacecast {to} : !llvm.ptr<3> to !llvm.ptr<7>"));
                 let mut at: Vec<String> = axes(s).into_iter().map(|a| self.start[a.index()].clone()).collect();
                 at[0] = self.ik("addi", &at[0].clone(), panel * s.tile.panel_cols());
-                self.t.line(format_args!("nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, %m{map}, {object}, box[{}] : !llvm.ptr<7>, !llvm.ptr", at.join(", ")));
+                self.copy_piece(&to, map, object, &at.join(", "), plan.for_both(*v).then_some(shared));
+                shared += usize::from(plan.for_both(*v));
             }
         }
-        Ok(())
+        Ok(shared)
+    }
+
+    /// One bulk copy; or, of piece number `shared` of what both blocks of a cluster read, one by the block whose turn it is, to both.
+    fn copy_piece(&mut self, to: &str, map: usize, object: &str, at: &str, shared: Option<usize>) {
+        let copy = format!("nvvm.cp.async.bulk.tensor.shared.cluster.global {to}, %m{map}, {object}, box[{at}]");
+        let Some(n) = shared else {
+            self.t.line(format_args!("{copy} : !llvm.ptr<7>, !llvm.ptr"));
+            return;
+        };
+        let (rank, turn) = (self.rank_on_entry(), self.k((n % 2) as i64));
+        let mine = self.cmp("eq", &rank, &turn);
+        let both = self.t.op("arith.constant 3 : i16");
+        self.t.line(format_args!("scf.if {mine} {{\n{copy} multicast_mask = {both} : !llvm.ptr<7>, !llvm.ptr\n}}"));
+    }
+    /// Which block of its cluster this one is.
+    pub(super) fn rank_on_entry(&mut self) -> String {
+        self.t.entry("nvvm.read.ptx.sreg.cluster.ctarank : i32".into())
     }
 
     /// The registers of a load of single columns that the ring holds; after the last of them their group is free.

@@ -1,10 +1,11 @@
 //! Persistent blocks: as many as the device holds at once, each of which takes tiles of the grid until none are left, so that the next tile's operands are copied while the
 //! present one's results are made and stored (Shah et al., 2024).
 //!
-//! A block begins with the tile of its number. The thread that fills the ring takes the next one when all copies of the present one are under way: it adds one to a variable of the
-//! module, which wraps to zero at the number of all tiles, since so many are asked for in a launch, and tells the block's other roles, between barrier objects, where the tile is. Who
-//! comes first takes the next tile in the grid's order, heads one after the other and long loops first, so that blocks end together however long their tiles are. The ring's stage and
-//! parity go on from tile to tile. Another thread copies the tiles that are there once, as soon as the last products that read them are done.
+//! A block begins with the tile of its number. The thread that fills the ring takes the next one when all copies of the present one are under way, and tells the block's other roles,
+//! between barrier objects, where it is. Where all tiles have loops of the same length, the next one is as many further as there are blocks. Elsewhere who comes first takes the next tile
+//! in the grid's order, heads one after the other and long loops first, so that blocks end together however long their tiles are: the thread adds one to a variable of the module, which
+//! wraps to zero at the number of all tiles, since so many are asked for in a launch. The ring's stage and parity go on from tile to tile. Another thread copies the tiles that are there
+//! once, as soon as the last products that read them are done.
 
 use super::super::emit::{Emit, I32};
 use super::super::plan::Step;
@@ -193,14 +194,20 @@ impl Emit<'_> {
 
     /// Takes the block's next tile, and tells where it is. Only when all copies of the present one are under way, so that a block that is late takes none that another one could begin with.
     fn take_tile(&mut self) -> Result<(), Error> {
-        let total = self.tiles()?;
-        let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
-        let last = self.entry("subi", &total, 1);
-        let n = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
         let blocks = self.t.entry("nvvm.read.ptx.sreg.nctaid.x : i32".into());
-        let tile = self.i("addi", &n, &blocks);
         let word = self.ring_position()[0].clone();
         let next = self.ik("addi", &word, 1 << COUNT);
+        let tile = if self.plan.even() {
+            let (had, first) = (self.ik("shrui", &next, COUNT), self.t.entry("nvvm.read.ptx.sreg.ctaid.x : i32".into()));
+            let further = self.i("muli", &had, &blocks);
+            self.i("addi", &first, &further)
+        } else {
+            let total = self.tiles()?;
+            let taken = self.t.entry("llvm.mlir.addressof @taken : !llvm.ptr<1>".into());
+            let last = self.entry("subi", &total, 1);
+            let n = self.t.op(format_args!("llvm.inline_asm has_side_effects asm_dialect = att \"atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;\", \"=r,l,r,~{{memory}}\" {taken}, {last} : (!llvm.ptr<1>, i32) -> i32"));
+            self.i("addi", &n, &blocks)
+        };
         // What was told before the present tile is not read any more; the first time, nothing was.
         let (empty, times) = (self.place_of(EMPTY, &next), self.times(&next));
         let parity = self.ik("xori", &times, 1);

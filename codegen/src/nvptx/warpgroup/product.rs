@@ -12,9 +12,9 @@ use super::super::plan::{Dot, Issue, Rank};
 use super::super::value::{Body, Tail, Value};
 use super::ROWS;
 use crate::Error;
-use crate::text::Ty;
 use ir::tile::{AxisId, ValueId};
 use ir::types::DType;
+use std::fmt::Write;
 
 /// Which operand: the left one, of the warpgroup's rows, or the right one, of its so many columns.
 #[derive(Clone, Copy, PartialEq)]
@@ -23,10 +23,18 @@ enum Side {
     Right(usize),
 }
 
-/// An operand in shared memory: descriptor, and whether the summed axis is the rows of its tile.
+/// An operand in shared memory: its descriptor is the sum of where its tile begins and of what is known of it, and whether the summed
+/// axis is the rows of its tile.
 struct Described {
-    descriptor: String,
+    begin: String,
+    known: i64,
     transposed: bool,
+}
+
+/// A left operand: in shared memory, or four words of a fragment.
+enum Left {
+    Shared(Described),
+    Words(Vec<String>),
 }
 
 impl Emit<'_> {
@@ -80,26 +88,28 @@ impl Emit<'_> {
             let (rows, cols) = self.shape(rank);
             // Of two warpgroups that share rows, each has its columns, or computes its half.
             let cols = if self.ring()?.exchange.contains_key(&p.value) { cols / 2 } else { cols };
-            let mut acc = acc;
+            let mut factors = vec![];
             for (l, r) in &p.terms {
                 for slice in 0..slices {
                     let right = self.described(*r, *k, slice, Side::Right(plan.fragment.span(cols)))?;
-                    acc = Some(if plan.staged.contains_key(l) {
-                        let left = self.described(*l, *k, slice, Side::Left)?;
-                        self.wgmma([rows, cols], acc, &[left.descriptor], Some(left.transposed), &right)
+                    let left = if plan.staged.contains_key(l) {
+                        Left::Shared(self.described(*l, *k, slice, Side::Left)?)
                     } else {
-                        let words = self.packed(*l, *k)?;
-                        self.wgmma([rows, cols], acc, &words[4 * slice..4 * slice + 4], None, &right)
-                    });
+                        Left::Words(self.packed(*l, *k)?[4 * slice..4 * slice + 4].to_vec())
+                    };
+                    factors.push((left, right));
                 }
             }
+            if factors.is_empty() {
+                return Err(Error::Internal("a dot without terms".into()));
+            }
+            let acc = self.wgmma([rows, cols], acc, &factors);
             self.t.line("nvvm.wgmma.commit.group.sync.aligned");
             self.flight.commits += 1;
             // Where the words of exponentials are its operand, it stays behind them.
             self.flight.made.clear();
             self.flight.values.insert(p.value, self.flight.commits);
             let tail = if plan.inits[&p.value].is_empty() { Tail::Zero } else { Tail::Any };
-            let acc = acc.ok_or_else(|| Error::Internal("a dot without terms".into()))?;
             self.env[p.value.index()] = Some(Value::regs(rank, DType::F32, tail, acc));
             self.packed.remove(&p.value);
         }
@@ -116,7 +126,6 @@ impl Emit<'_> {
 
     /// The operand `v` at 16 of the summed axis.
     fn described(&mut self, v: ValueId, k: AxisId, slice: usize, side: Side) -> Result<Described, Error> {
-        const L: Ty = Ty { elem: "i64", lanes: None };
         let s = &self.plan.staged[&v];
         let tile = s.tile;
         let transposed = s.axes[1] != k;
@@ -128,7 +137,7 @@ impl Emit<'_> {
             let per = tile.panel_cols() / 16;
             (slice / per * panel + slice % per * 32, PANEL, 16)
         };
-        let bits = (s.at + at) as i64 >> 4 | (further as i64 >> 4) << 16 | (1024 >> 4) << 32 | 1 << 62;
+        let known = (s.at + at) as i64 >> 4 | (further as i64 >> 4) << 16 | (1024 >> 4) << 32 | 1 << 62;
         let (_, mut base) = self.region(v);
         let [down, across] = self.plan.fragment.warps;
         let own = match side {
@@ -142,38 +151,53 @@ impl Emit<'_> {
             let mine = self.ik("muli", &mine, bytes);
             base = self.i("addi", &base, &mine);
         }
+        // In a cluster, an address has the block's number above its 18 bits.
+        if self.plan.schedule.multicast {
+            base = self.ik("andi", &base, (1 << 18) - 1);
+        }
         let base = self.ik("shrui", &base, 4);
-        let base = self.t.op(format_args!("arith.extui {base} : i32 to i64"));
-        let bits = self.t.integer(L, bits);
-        Ok(Described { descriptor: self.l("addi", &base, &bits), transposed })
+        let begin = self.t.op(format_args!("arith.extui {base} : i32 to i64"));
+        Ok(Described { begin, known, transposed })
     }
 
-    /// One instruction: 64 rows a warpgroup, `rows` × `cols` slots a thread, 16 of the summed axis. `left`: a descriptor, and whether it is
-    /// transposed, or four words of a fragment.
-    fn wgmma(&mut self, [rows, cols]: [usize; 2], acc: Option<Vec<String>>, left: &[String], transposed: Option<bool>, right: &Described) -> Vec<String> {
+    /// Products into one result, 64 rows a warpgroup, `rows` × `cols` slots a thread: an instruction for 16 of the summed axis. They are one
+    /// piece of assembly, since LLVM takes time for every register that goes into one and out of it.
+    fn wgmma(&mut self, [rows, cols]: [usize; 2], acc: Option<Vec<String>>, factors: &[(Left, Described)]) -> Vec<String> {
         let n = rows * cols;
         // The instruction's order: per eight columns, two of a row, two of the row eight further.
         let place = |i: usize| (2 * (i / 4) + i % 2) * rows + i / 2 % 2;
         let ty = if self.plan.operand() == DType::BF16 { "bf16" } else { "f16" };
-        let tied = acc.is_some();
-        let first = if tied { 2 * n } else { n };
-        let outputs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
-        let list: Vec<String> = (0..left.len()).map(|i| format!("${}", first + i)).collect();
-        let (a, transpositions) = match transposed {
-            Some(t) => (list[0].clone(), format!("{}, ", u8::from(t))),
-            None => (format!("{{{}}}", list.join(",")), String::new()),
-        };
-        let text = format!(
-            "{{\\0A.reg .pred p;\\0Asetp.ne.b32 p, {}, 0;\\0Awgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{}}}, {a}, ${}, p, 1, 1, {transpositions}{};\\0A}}",
-            u8::from(tied), 4 * cols, outputs.join(","), first + left.len(), u8::from(right.transposed)
-        );
         let mut inputs: Vec<(String, &str, String)> = vec![];
         if let Some(acc) = &acc {
             inputs.extend((0..n).map(|i| (i.to_string(), "f32", acc[place(i)].clone())));
         }
-        let (constraint, kind) = if transposed.is_some() { ("l", "i64") } else { ("r", "i32") };
-        inputs.extend(left.iter().map(|x| (constraint.to_string(), kind, x.clone())));
-        inputs.push(("l".into(), "i64", right.descriptor.clone()));
+        let outputs = (0..n).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+        let mut operand = |constraint: &str, ty, name: &String| {
+            let at = inputs.iter().position(|x| x.2 == *name && x.0 == constraint).unwrap_or_else(|| {
+                inputs.push((constraint.into(), ty, name.clone()));
+                inputs.len() - 1
+            });
+            format!("${}", n + at)
+        };
+        let mut text = "{\\0A.reg .pred p;\\0A.reg .b64 a, b;\\0A".to_string();
+        for (i, (left, right)) in factors.iter().enumerate() {
+            // Whether there is something to add to: it changes once at most.
+            if i == 0 || i == 1 && acc.is_none() {
+                let _ = write!(text, "setp.ne.b32 p, {}, 0;\\0A", u8::from(i > 0 || acc.is_some()));
+            }
+            // A descriptor is added up beside its product: so the assembler keeps it in uniform registers.
+            let mut sum = |to, d: &Described| format!("add.s64 {to}, {}, {};\\0A", operand("l", "i64", &d.begin), d.known);
+            text += &sum("b", right);
+            let (a, transposed) = match left {
+                Left::Shared(d) => {
+                    text += &sum("a", d);
+                    ("a".to_string(), format!("{}, ", u8::from(d.transposed)))
+                }
+                Left::Words(words) => (format!("{{{}}}", words.iter().map(|w| operand("r", "i32", w)).collect::<Vec<_>>().join(",")), String::new()),
+            };
+            let _ = write!(text, "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{outputs}}}, {a}, b, p, 1, 1, {transposed}{};\\0A", 4 * cols, u8::from(right.transposed));
+        }
+        text.push('}');
         let out = self.assembly(&text, n, &inputs);
         let mut regs = vec![String::new(); n];
         for (i, x) in out.into_iter().enumerate() {
@@ -186,7 +210,8 @@ impl Emit<'_> {
     fn assembly(&mut self, text: &str, n: usize, inputs: &[(String, &str, String)]) -> Vec<String> {
         let constraints: Vec<&str> = std::iter::repeat_n("=f", n).chain(inputs.iter().map(|x| x.0.as_str())).collect();
         let (names, types): (Vec<&str>, Vec<&str>) = inputs.iter().map(|x| (x.2.as_str(), x.1)).unzip();
-        let results = format!("!llvm.struct<({})>", vec!["f32"; n].join(", "));
+        self.floats.insert(n);
+        let results = format!("!f32x{n}");
         let s = self.t.op(format_args!(
             "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{}\" {} : ({}) -> {results}",
             constraints.join(","), names.join(", "), types.join(", ")
