@@ -67,6 +67,22 @@ fn launches(target: &str) {
     }
 }
 
+/// Blocks that stay are no more than the device's multiprocessors, which the header asks for.
+#[test]
+fn blocks_that_stay_are_as_many_as_multiprocessors() {
+    let d = tempfile::tempdir().unwrap();
+    let out = d.path().join("out");
+    pushforward(&["compile", "examples/attention.pf", "--dim", "D=64", "--dtype", "bf16", "--target", "sm_90a", "-o", &out.display().to_string()]);
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let rule = manifest["kernels"][0]["grid"]["rule"].as_str().unwrap();
+    assert!(rule.contains("at most 1 for each multiprocessor") && !rule.contains("must not overlap"), "{rule}");
+    let (stand_in, program) = (root().join("tests/support/cuda"), d.path().join("forward"));
+    let sources = ["forward.c", "driver.c"].map(|f| stand_in.join(f));
+    text(Command::new("cc").args(["-std=c11", "-Wall", "-Werror", "-O1", "-DBUFFERS=4"]).arg(format!("-I{}", out.display())).arg(format!("-I{}", stand_in.display())).args(sources).arg("-o").arg(&program).output().unwrap());
+    let said = text(Command::new(&program).output().unwrap());
+    assert!(said.contains("\nlaunch 6 1 1 of ") && said.contains("\ndims 2 4 1000 1000\n"), "{said}");
+}
+
 /// Same input, same bytes: in two processes, for every architecture.
 #[test]
 fn what_is_shipped_is_the_same_byte_for_byte() {

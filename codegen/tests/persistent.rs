@@ -127,6 +127,11 @@ fn mistakes_show() {
         see(format!("tiles from another number on, {n}"), edit(good, "%nctaid.x", n, |l| l.replace("%nctaid.x", "%ctaid.x")));
     }
     println!("{seen} mistakes");
+    // Of loops of the same length nothing is counted, and how many blocks there are says which tile is next.
+    let c = attention("attention", &[], DType::BF16, [300, 50, 64]);
+    let k = compile(&c, &persistent(Schedule { lag: true, ..Schedule::warpgroups(2, 32, 32, 2) })).unwrap();
+    assert!(!k.signature.exclusive && k.ptx.matches("%nctaid.x").count() == 1 && run(&c, &k, &k.ptx, 2).is_ok_and(|r| r.0 < 5e-3));
+    assert!(!run(&c, &k, &k.ptx.replace("%nctaid.x", "%ctaid.x"), 2).is_ok_and(|r| r.0 < 2e-2), "tiles from another number on");
     assert!(seen > 40, "{seen}");
     assert!(missed.is_empty(), "not caught:\n{}", missed.join("\n"));
 }

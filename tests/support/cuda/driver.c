@@ -4,12 +4,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Buffers of the kernel that is launched; four numbers follow. */
+#ifndef BUFFERS
+#define BUFFERS 8
+#endif
+enum { MULTIPROCESSORS = 6 };
+
 static int allowed;
 
 CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) { return *device = ordinal, CUDA_SUCCESS; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { return (void)device, *context = (CUcontext)1, CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext context) { return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
+CUresult cuCtxGetDevice(CUdevice *device) { return *device = 0, CUDA_SUCCESS; }
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+  *value = MULTIPROCESSORS;
+  return device || attribute != CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
 CUresult cuCtxSynchronize(void) { return CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   const char *code = image;
@@ -43,9 +54,9 @@ CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z,
   (void)function, (void)stream, (void)extra;
   if (shared > 49152 && (int)shared > allowed) return CUDA_ERROR_INVALID_VALUE;
   printf("launch %u %u %u of %u %u %u with %u\ndims", x, y, z, block_x, block_y, block_z, shared);
-  for (int i = 8; i < 12; i++) printf(" %lld", *(long long *)parameters[i]);
+  for (int i = BUFFERS; i < BUFFERS + 4; i++) printf(" %lld", *(long long *)parameters[i]);
   int buffers = 0;
-  for (int i = 0; i < 8; i++) buffers += *(CUdeviceptr *)parameters[i] % 16 == 0 && *(CUdeviceptr *)parameters[i] != 0;
+  for (int i = 0; i < BUFFERS; i++) buffers += *(CUdeviceptr *)parameters[i] % 16 == 0 && *(CUdeviceptr *)parameters[i] != 0;
   printf("\nbuffers %d\n", buffers);
   return CUDA_SUCCESS;
 }
