@@ -142,9 +142,13 @@ fn symbol(p: &Program) -> String {
     format!("pf_{name}")
 }
 
-/// The module with a kernel's body, in which `!f32xN`, for every N of `floats`, is short for a structure of so many: a long type takes time
-/// wherever it is read.
-fn module(signature: &GpuSignature, body: &str, attributes: &str, floats: &BTreeSet<usize>) -> String {
+/// What stands for the type of a structure of so many `f32` and then `i64`: a long type takes time wherever it is read.
+fn results([floats, integers]: [usize; 2]) -> String {
+    format!("!f32x{floats}i64x{integers}")
+}
+
+/// The module with a kernel's body, where assembly has such results.
+fn module(signature: &GpuSignature, body: &str, attributes: &str, all: &BTreeSet<[usize; 2]>) -> String {
     let buffer = |(i, b): (usize, &Buffer)| {
         let read = if b.access == ir::tile::Access::Input { ", llvm.readonly" } else { "" };
         format!("%b{i}: !llvm.ptr<1> {{llvm.noalias, llvm.align = 16 : i64{read}}}")
@@ -153,7 +157,8 @@ fn module(signature: &GpuSignature, body: &str, attributes: &str, floats: &BTree
     let args: Vec<String> = signature.buffers.iter().enumerate().map(buffer).chain((0..signature.dims.len()).map(|i| format!("%d{i}: i64"))).chain((0..signature.maps.len()).map(map)).collect();
     // Tiles that persistent blocks have taken.
     let taken = if signature.exclusive { "llvm.mlir.global internal @taken(0 : i32) {addr_space = 1 : i32, alignment = 4 : i64} : i32\n" } else { "" };
-    let aliases: String = floats.iter().map(|n| format!("!f32x{n} = !llvm.struct<({})>\n", vec!["f32"; *n].join(", "))).collect();
+    let structure = |[n, m]: [usize; 2]| [vec!["f32"; n], vec!["i64"; m]].concat().join(", ");
+    let aliases: String = all.iter().map(|r| format!("{} = !llvm.struct<({})>\n", results(*r), structure(*r))).collect();
     format!(
         "{aliases}module {{\nllvm.mlir.global external @dyn() {{addr_space = 3 : i32, alignment = 1024 : i64}} : !llvm.array<0 x i8>\n{taken}\
          llvm.func @{}({}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}>{attributes}}} {{\n{body}llvm.return\n}}\n}}\n",
@@ -184,17 +189,17 @@ pub fn lower(p: &Program, target: &GpuTarget, schedule: &Schedule) -> Result<(St
     };
     let mut fast = Emit::new(&plan, true);
     fast.kernel()?;
-    let (assumed, mut floats) = (std::mem::take(&mut fast.assumed), std::mem::take(&mut fast.floats));
+    let (assumed, mut results) = (std::mem::take(&mut fast.assumed), std::mem::take(&mut fast.results));
     let body = if assumed.is_empty() {
         fast.t.finish()
     } else {
         let mut slow = Emit::new(&plan, false);
         slow.kernel()?;
-        floats.append(&mut slow.floats);
+        results.append(&mut slow.results);
         choose(&plan, &assumed, fast.t.finish(), slow.t.finish())?
     };
     let cluster = if schedule.multicast { ", nvvm.cluster_dim = array<i32: 2, 1, 1>" } else { "" };
-    let mlir = module(&signature, &body, &format!(", nvvm.minctasm = {} : i32{cluster}", schedule.blocks), &floats);
+    let mlir = module(&signature, &body, &format!(", nvvm.minctasm = {} : i32{cluster}", schedule.blocks), &results);
     Ok((mlir, signature))
 }
 

@@ -33,8 +33,8 @@ pub(super) struct Emit<'p> {
     /// Sizes may be assumed to be multiples of what vectors need; which then must be checked is in `assumed`.
     pub fast: bool,
     pub assumed: BTreeSet<(Dim, i64)>,
-    /// Assembly has results of so many floats.
-    pub floats: BTreeSet<usize>,
+    /// Assembly has results of so many floats and integers.
+    pub results: BTreeSet<[usize; 2]>,
     /// Of kernels by warpgroups.
     pub flight: Flight,
     /// Column slots that are being worked on, of one axis: first, and how many.
@@ -69,7 +69,7 @@ impl<'p> Emit<'p> {
             exchanged: false,
             fast,
             assumed: BTreeSet::new(),
-            floats: BTreeSet::new(),
+            results: BTreeSet::new(),
             flight: Flight::default(),
             window: None,
             dims: plan.p.dims(),

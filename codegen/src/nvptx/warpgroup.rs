@@ -22,7 +22,7 @@ use super::emit::Emit;
 use super::plan::{Rank, Ring, Step};
 use crate::Error;
 use ir::tile::{Op, ValueId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Rows of a warpgroup's product.
 pub(super) const ROWS: usize = 64;
@@ -47,6 +47,8 @@ pub(super) struct Flight {
     releases: BTreeMap<usize, (usize, String)>,
     /// Groups of the ring that have arrived in the present tile.
     arrived: BTreeSet<usize>,
+    /// Descriptors of operands in the ring that were added up.
+    descriptors: HashMap<product::Place, String>,
     /// Loads of single columns that the present tile has done.
     columns: usize,
     /// Left operands that from here on are read as products read them.

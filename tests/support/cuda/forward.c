@@ -1,4 +1,5 @@
 /* Launches the forward of attention by its header: two batch entries, four heads, a thousand rows. */
+#include "cuda.h"
 #include "attention.h"
 
 int main(void) {

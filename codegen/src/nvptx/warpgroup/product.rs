@@ -12,29 +12,43 @@ use super::super::plan::{Dot, Issue, Rank};
 use super::super::value::{Body, Tail, Value};
 use super::ROWS;
 use crate::Error;
+use crate::text::Ty;
 use ir::tile::{AxisId, ValueId};
 use ir::types::DType;
 use std::fmt::Write;
 
 /// Which operand: the left one, of the warpgroup's rows, or the right one, of its so many columns.
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Side {
     Left,
     Right(usize),
 }
 
-/// An operand in shared memory: its descriptor is the sum of where its tile begins and of what is known of it, and whether the summed
-/// axis is the rows of its tile.
+/// What has a descriptor: a value in a stage of the ring, as which operand of a product over an axis, and which 16 of that.
+pub(super) type Place = (Option<String>, ValueId, Side, AxisId, usize);
+
+/// An operand in shared memory: its descriptor, and whether the summed axis is the rows of its tile.
 struct Described {
-    begin: String,
-    known: i64,
+    descriptor: Descriptor,
     transposed: bool,
+}
+
+enum Descriptor {
+    There(String),
+    /// The sum of where the value begins and of what is known.
+    Sum(Place, String, i64),
 }
 
 /// A left operand: in shared memory, or four words of a fragment.
 enum Left {
     Shared(Described),
     Words(Vec<String>),
+}
+
+impl Left {
+    fn shared(&self) -> Option<&Described> {
+        if let Left::Shared(d) = self { Some(d) } else { None }
+    }
 }
 
 impl Emit<'_> {
@@ -129,6 +143,10 @@ impl Emit<'_> {
         let s = &self.plan.staged[&v];
         let tile = s.tile;
         let transposed = s.axes[1] != k;
+        let place = (self.stage.clone(), v, side, k, slice);
+        if let Some(d) = self.flight.descriptors.get(&place) {
+            return Ok(Described { descriptor: Descriptor::There(d.clone()), transposed });
+        }
         let panel = tile.panel_base(1);
         // The first byte, how far one row or column of the result is, and the stride to the next 64 of them.
         let (at, one, further) = if transposed {
@@ -157,11 +175,19 @@ impl Emit<'_> {
         }
         let base = self.ik("shrui", &base, 4);
         let begin = self.t.op(format_args!("arith.extui {base} : i32 to i64"));
-        Ok(Described { begin, known, transposed })
+        let descriptor = if self.plan.looped.contains(&v) {
+            Descriptor::Sum(place, begin, known)
+        } else {
+            let known = self.t.integer(Ty { elem: "i64", lanes: None }, known);
+            Descriptor::There(self.l("addi", &begin, &known))
+        };
+        Ok(Described { descriptor, transposed })
     }
 
     /// Products into one result, 64 rows a warpgroup, `rows` × `cols` slots a thread: an instruction for 16 of the summed axis. They are one
     /// piece of assembly, since LLVM takes time for every register that goes into one and out of it.
+    ///
+    /// The assembler keeps a descriptor in uniform registers where it is added up beside its product; and once, so it is a result as well.
     fn wgmma(&mut self, [rows, cols]: [usize; 2], acc: Option<Vec<String>>, factors: &[(Left, Described)]) -> Vec<String> {
         let n = rows * cols;
         // The instruction's order: per eight columns, two of a row, two of the row eight further.
@@ -171,34 +197,52 @@ impl Emit<'_> {
         if let Some(acc) = &acc {
             inputs.extend((0..n).map(|i| (i.to_string(), "f32", acc[place(i)].clone())));
         }
-        let outputs = (0..n).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+        let mut made: Vec<&Place> = vec![];
+        for d in factors.iter().flat_map(|(left, right)| [left.shared(), Some(right)]).flatten() {
+            if let Descriptor::Sum(place, ..) = &d.descriptor
+                && !made.contains(&place)
+            {
+                made.push(place);
+            }
+        }
+        let results = n + made.len();
         let mut operand = |constraint: &str, ty, name: &String| {
             let at = inputs.iter().position(|x| x.2 == *name && x.0 == constraint).unwrap_or_else(|| {
                 inputs.push((constraint.into(), ty, name.clone()));
                 inputs.len() - 1
             });
-            format!("${}", n + at)
+            format!("${}", results + at)
         };
-        let mut text = "{\\0A.reg .pred p;\\0A.reg .b64 a, b;\\0A".to_string();
+        let outputs = (0..n).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+        let mut text = "{\\0A.reg .pred p;\\0A".to_string();
+        let mut summed = 0;
         for (i, (left, right)) in factors.iter().enumerate() {
             // Whether there is something to add to: it changes once at most.
             if i == 0 || i == 1 && acc.is_none() {
                 let _ = write!(text, "setp.ne.b32 p, {}, 0;\\0A", u8::from(i > 0 || acc.is_some()));
             }
-            // A descriptor is added up beside its product: so the assembler keeps it in uniform registers.
-            let mut sum = |to, d: &Described| format!("add.s64 {to}, {}, {};\\0A", operand("l", "i64", &d.begin), d.known);
-            text += &sum("b", right);
-            let (a, transposed) = match left {
-                Left::Shared(d) => {
-                    text += &sum("a", d);
-                    ("a".to_string(), format!("{}, ", u8::from(d.transposed)))
+            let mut descriptor = |d: &Described| match &d.descriptor {
+                Descriptor::There(d) => operand("l", "i64", d),
+                Descriptor::Sum(place, begin, known) => {
+                    let at = made.iter().position(|p| *p == place).unwrap_or_default();
+                    if at == summed {
+                        let _ = write!(text, "add.s64 ${}, {}, {known};\\0A", n + at, operand("l", "i64", begin));
+                        summed += 1;
+                    }
+                    format!("${}", n + at)
                 }
+            };
+            let b = descriptor(right);
+            let (a, transposed) = match left {
+                Left::Shared(d) => (descriptor(d), format!("{}, ", u8::from(d.transposed))),
                 Left::Words(words) => (format!("{{{}}}", words.iter().map(|w| operand("r", "i32", w)).collect::<Vec<_>>().join(",")), String::new()),
             };
-            let _ = write!(text, "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{outputs}}}, {a}, b, p, 1, 1, {transposed}{};\\0A", 4 * cols, u8::from(right.transposed));
+            let _ = write!(text, "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{outputs}}}, {a}, {b}, p, 1, 1, {transposed}{};\\0A", 4 * cols, u8::from(right.transposed));
         }
         text.push('}');
-        let out = self.assembly(&text, n, &inputs);
+        let made: Vec<Place> = made.into_iter().cloned().collect();
+        let (out, sums) = self.assembly(&text, n, made.len(), &inputs);
+        self.flight.descriptors.extend(made.into_iter().zip(sums));
         let mut regs = vec![String::new(); n];
         for (i, x) in out.into_iter().enumerate() {
             regs[place(i)] = x;
@@ -206,17 +250,19 @@ impl Emit<'_> {
         regs
     }
 
-    /// Inline assembly with `n` floats as results, and inputs by constraint and type.
-    fn assembly(&mut self, text: &str, n: usize, inputs: &[(String, &str, String)]) -> Vec<String> {
-        let constraints: Vec<&str> = std::iter::repeat_n("=f", n).chain(inputs.iter().map(|x| x.0.as_str())).collect();
+    /// Inline assembly with `n` floats and then `m` integers of 64 bits as results, which may be written before the inputs are read, and inputs
+    /// by constraint and type.
+    fn assembly(&mut self, text: &str, n: usize, m: usize, inputs: &[(String, &str, String)]) -> (Vec<String>, Vec<String>) {
+        let constraints: Vec<&str> = std::iter::repeat_n("=f", n).chain(std::iter::repeat_n("=&l", m)).chain(inputs.iter().map(|x| x.0.as_str())).collect();
         let (names, types): (Vec<&str>, Vec<&str>) = inputs.iter().map(|x| (x.2.as_str(), x.1)).unzip();
-        self.floats.insert(n);
-        let results = format!("!f32x{n}");
+        self.results.insert([n, m]);
+        let results = super::super::results([n, m]);
         let s = self.t.op(format_args!(
             "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{}\" {} : ({}) -> {results}",
             constraints.join(","), names.join(", "), types.join(", ")
         ));
-        (0..n).map(|i| self.t.op(format_args!("llvm.extractvalue {s}[{i}] : {results}"))).collect()
+        let mut one = |i| self.t.op(format_args!("llvm.extractvalue {s}[{i}] : {results}"));
+        ((0..n).map(&mut one).collect(), (n..n + m).map(&mut one).collect())
     }
 
     /// Waits for the products of `v`, if they are under way.
@@ -241,7 +287,7 @@ impl Emit<'_> {
             // Results pass through the wait, so that nothing that reads them moves before it.
             let text = if i == 0 { format!("wgmma.wait_group.sync.aligned {behind};") } else { String::new() };
             let inputs: Vec<(String, &str, String)> = regs.iter().enumerate().map(|(i, r)| (i.to_string(), "f32", r.clone())).collect();
-            let out = self.assembly(&text, regs.len(), &inputs);
+            let (out, _) = self.assembly(&text, regs.len(), 0, &inputs);
             self.env[w.index()] = Some(Value::regs(x.rank, x.dtype, x.tail, out));
             halves.extend(self.plan.ring.as_ref().and_then(|r| r.exchange.get(&w)).map(|at| (w, *at)));
         }
