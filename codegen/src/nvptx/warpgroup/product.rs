@@ -232,9 +232,9 @@ impl Emit<'_> {
                     format!("${}", n + at)
                 }
             };
-            let b = descriptor(right);
+            let (a, b) = (left.shared().map(&mut descriptor), descriptor(right));
             let (a, transposed) = match left {
-                Left::Shared(d) => (descriptor(d), format!("{}, ", u8::from(d.transposed))),
+                Left::Shared(d) => (a.unwrap_or_default(), format!("{}, ", u8::from(d.transposed))),
                 Left::Words(words) => (format!("{{{}}}", words.iter().map(|w| operand("r", "i32", w)).collect::<Vec<_>>().join(",")), String::new()),
             };
             let _ = write!(text, "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{ty}.{ty} {{{outputs}}}, {a}, {b}, p, 1, 1, {transposed}{};\\0A", 4 * cols, u8::from(right.transposed));
