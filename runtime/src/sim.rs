@@ -230,15 +230,19 @@ impl Module {
             dynamic_shared,
             total_shared: total,
             linear: i as u32,
+            cluster: k.cluster,
+            rank: i as u32 % k.cluster,
         };
         let blocks: u64 = grid.iter().map(|n| *n as u64).product();
+        let each = k.cluster as u64;
+        let cluster = |i: u64| -> Vec<Position> { (i * each..(i + 1) * each).map(position).collect() };
         let model = options.model.unwrap_or(Model::of(self.sm));
         let run = |global: &Global, parallel: bool| -> Result<Stats, Fault> {
             let launch = Launch { kernel: k, lines: &self.lines, global, params: &params, maps: &maps, model, budget: options.budget };
             let mut total = Stats::new(k.code.len());
             if !parallel {
-                for i in 0..blocks {
-                    total.add(&Block::run(&launch, position(i))?);
+                for i in 0..blocks / each {
+                    total.add(&Block::run(&launch, &cluster(i))?);
                 }
                 return Ok(total);
             }
@@ -248,13 +252,13 @@ impl Module {
                 if i as u32 > bad.load(Ordering::Relaxed) {
                     return None;
                 }
-                let r = Block::run(&launch, position(i));
+                let r = Block::run(&launch, &cluster(i));
                 if r.is_err() {
                     bad.fetch_min(i as u32, Ordering::Relaxed);
                 }
                 Some(r)
             };
-            let results: Vec<_> = (0..blocks as u32).into_par_iter().with_max_len(1).map(|i| one(i as u64)).collect();
+            let results: Vec<_> = (0..(blocks / each) as u32).into_par_iter().with_max_len(1).map(|i| one(i as u64)).collect();
             for r in results.into_iter().flatten() {
                 total.add(&r?);
             }
@@ -295,6 +299,9 @@ impl Module {
         }
         if blocks == 0 || blocks >= u32::MAX as u64 - 2 || grid[1] > 65535 || grid[2] > 65535 {
             return Err(format!("a grid of {grid:?} blocks: none may be 0, y and z are below 65536, and this machine takes less than 2^32 of them"));
+        }
+        if !grid[0].is_multiple_of(k.cluster) || (k.cluster > 1 && !threads.is_multiple_of(128)) {
+            return Err(format!("a grid of {grid:?} blocks of {threads} threads: clusters of {} blocks along x take a multiple of so many, of whole warpgroups", k.cluster));
         }
         if let Some(r) = k.required
             && r != block

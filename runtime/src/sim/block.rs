@@ -1,9 +1,10 @@
-//! A block: its warps in turn, each until it waits; barriers; barrier objects; what arrives late.
+//! A block, or the blocks of a cluster together: warps in turn, each until it waits; barriers; barrier objects; what arrives late.
 //!
 //! Whatever is asynchronous happens as late as the program permits: copies of a thread at the wait that covers them, bulk copies when nothing else can run,
 //! products of a warpgroup at its wait. A program that waits for too little then reads poison, or memory that is marked as in flight.
 
 mod alu;
+mod cluster;
 mod exchange;
 mod group;
 mod object;
@@ -30,7 +31,7 @@ pub(super) struct Launch<'a> {
     /// Tensor maps by offset into the parameters, with their allocations.
     pub maps: &'a BTreeMap<u32, (TensorMap, usize)>,
     pub model: Model,
-    /// Instructions of a block at most.
+    /// Instructions of a block (of a cluster together) at most.
     pub budget: u64,
 }
 
@@ -55,14 +56,21 @@ struct Wake {
 enum Wake2 {
     Barrier(u32, u32, u32),
     Phase(u32),
+    Cluster,
 }
 
-/// A block that runs.
+/// Barriers of a block: those with numbers, and one more.
+const BARRIERS: usize = 17;
+
+/// A block that runs, or a cluster of them.
 pub(super) struct Block<'a> {
     launch: &'a Launch<'a>,
-    at: Position,
+    /// Each block's.
+    at: &'a [Position],
     shared: Shared,
+    /// One block's after the other's.
     barriers: Vec<Barrier>,
+    meeting: cluster::Meeting,
     objects: BTreeMap<u32, object::Object>,
     bulk: VecDeque<tensor::Bulk>,
     /// Lanes of each warp that have not left.
@@ -81,22 +89,24 @@ enum Next {
 }
 
 impl<'a> Block<'a> {
-    /// Runs one block.
-    pub(super) fn run(launch: &'a Launch<'a>, at: Position) -> Result<Stats, Fault> {
+    /// Runs one block, or the blocks of a cluster.
+    pub(super) fn run(launch: &'a Launch<'a>, at: &'a [Position]) -> Result<Stats, Fault> {
         let k = launch.kernel;
-        let warps = at.threads.iter().product::<u32>().div_ceil(32) as usize;
+        let each = at[0].threads.iter().product::<u32>().div_ceil(32) as usize;
+        let warps = each * at.len();
         let mut regions = k.shared.clone();
-        if at.dynamic_shared > 0 {
-            regions.push(Region { name: k.dynamic_name.clone().unwrap_or("dynamic".into()), start: k.dynamic, end: k.dynamic + at.dynamic_shared });
+        if at[0].dynamic_shared > 0 {
+            regions.push(Region { name: k.dynamic_name.clone().unwrap_or("dynamic".into()), start: k.dynamic, end: k.dynamic + at[0].dynamic_shared });
         }
         let size = regions.iter().map(|r| r.end).max().unwrap_or(0);
         let agents = warps + 1 + warps.div_ceil(4);
-        let mut ws: Vec<Warp> = (0..warps).map(|i| Warp::new(k, i, &at)).collect();
+        let mut ws: Vec<Warp> = (0..warps).map(|i| Warp::new(k, i, i % each, &at[i / each])).collect();
         let mut b = Block {
             launch,
             at,
-            shared: Shared::new(size, regions, warps, agents),
-            barriers: (0..17).map(|_| Barrier::default()).collect(),
+            shared: Shared::new(size, at.len(), regions, warps, agents),
+            barriers: (0..BARRIERS * at.len()).map(|_| Barrier::default()).collect(),
+            meeting: cluster::Meeting::new(warps),
             objects: BTreeMap::new(),
             bulk: VecDeque::new(),
             alive: ws.iter().map(|w| w.alive).collect(),
@@ -106,6 +116,20 @@ impl<'a> Block<'a> {
         };
         b.schedule(&mut ws)?;
         Ok(b.stats)
+    }
+
+    /// The block, in the cluster, of a warp.
+    fn rank(&self, warp: usize) -> usize {
+        warp * self.at.len() / self.alive.len()
+    }
+    /// The number, in order, of a warp's block in the grid.
+    fn linear(&self, warp: usize) -> u32 {
+        self.at[self.rank(warp)].linear
+    }
+    /// A block's warps.
+    fn warps_of(&self, rank: usize) -> std::ops::Range<usize> {
+        let each = self.alive.len() / self.at.len();
+        rank * each..(rank + 1) * each
     }
 
     /// The copy engine's number among the agents.
@@ -175,6 +199,11 @@ impl<'a> Block<'a> {
                         }
                     }
                 }
+                Wake2::Cluster => {
+                    for g in ws.iter_mut().flat_map(|w| &mut w.groups).filter(|g| g.wait == Wait::Cluster) {
+                        g.wait = Wait::Run;
+                    }
+                }
                 Wake2::Phase(at) => {
                     for g in ws.iter_mut().flat_map(|w| &mut w.groups).filter(|g| g.wait == Wait::Phase(at)) {
                         g.wait = Wait::Run;
@@ -193,19 +222,20 @@ impl<'a> Block<'a> {
                 let why = match g.wait {
                     Wait::Barrier(b) | Wait::Reduce(b, ..) => {
                         let bar = &self.barriers[b as usize];
-                        format!("at barrier {b}, which has {} of {} threads", bar.arrived, bar.count.unwrap_or_else(|| self.everyone()))
+                        format!("at barrier {}, which has {} of {} threads", b as usize % BARRIERS, bar.arrived, bar.count.unwrap_or_else(|| self.everyone(b as usize / BARRIERS)))
                     }
-                    Wait::Phase(a) => match self.objects.get(&a) {
-                        Some(o) => format!("for the phase of the barrier at shared {a:#x}: {}", o.describe()),
-                        None => format!("for the phase of the barrier at shared {a:#x}"),
+                    Wait::Phase(a) => match (self.shared.describe_place(a as usize), self.objects.get(&a)) {
+                        (place, Some(o)) => format!("for the phase of the barrier at {place}: {}", o.describe()),
+                        (place, None) => format!("for the phase of the barrier at {place}"),
                     },
+                    Wait::Cluster => "at the cluster's barrier".to_string(),
                     Wait::Group(_) => "for the other warps of its warpgroup".to_string(),
                     Wait::Lanes => "for its other lanes".to_string(),
                     Wait::Yield => "asks again and again".to_string(),
                     Wait::Run => "for nothing".to_string(),
                 };
                 first.get_or_insert((line, w.index, g.mask));
-                what.push(format!("warp {} {why} (line {line})", w.index));
+                what.push(format!("{} {why} (line {line})", self.name(w.index)));
             }
         }
         what.truncate(8);
@@ -217,6 +247,13 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// A warp, for people.
+    fn name(&self, warp: usize) -> String {
+        let rank = self.rank(warp);
+        let own = warp - self.warps_of(rank).start;
+        if self.at.len() > 1 { format!("warp {own} of block {rank} of the cluster") } else { format!("warp {own}") }
+    }
+
     fn fault(&self, p: super::fault::Trouble, line: u32, warp: Option<(&Warp, u32)>) -> Fault {
         let line = p.line.unwrap_or(line);
         let thread = warp.map(|(w, mask)| w.tid[p.lane.unwrap_or(mask.trailing_zeros()).min(31) as usize]);
@@ -225,7 +262,7 @@ impl<'a> Block<'a> {
             kernel: self.launch.kernel.name.clone(),
             line,
             text: self.launch.lines.get(line.wrapping_sub(1) as usize).cloned().unwrap_or_default(),
-            block: self.at.block,
+            block: self.at[warp.map_or(0, |(w, _)| self.rank(w.index))].block,
             thread,
             address: p.address,
             message: p.message,
@@ -372,9 +409,10 @@ impl<'a> Block<'a> {
         self.alive[w.index] = w.alive;
         if w.alive == 0 {
             // Who is left may have been waiting for nobody else.
+            self.meet();
             for id in 0..self.barriers.len() {
                 let b = &self.barriers[id];
-                if b.arrived > 0 && b.count.is_none() && b.arrived >= self.everyone() {
+                if b.arrived > 0 && b.count.is_none() && b.arrived >= self.everyone(id / BARRIERS) {
                     self.finish(id as u32, None);
                 }
             }
@@ -382,9 +420,9 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// Threads of the block that have not left, in whole warps.
-    fn everyone(&self) -> u32 {
-        32 * self.alive.iter().filter(|a| **a != 0).count() as u32
+    /// Threads of a block that have not left, in whole warps.
+    fn everyone(&self, rank: usize) -> u32 {
+        32 * self.alive[self.warps_of(rank)].iter().filter(|a| **a != 0).count() as u32
     }
 
     /// Whether all lanes of `need` are here. If some may still come, the group waits for them.
@@ -398,7 +436,7 @@ impl<'a> Block<'a> {
         }
         let lines: Vec<String> = w.groups.iter().filter(|g| g.mask & missing != 0).map(|g| format!("line {}", self.launch.kernel.code[g.pc as usize].line)).collect();
         let others = if lines.is_empty() { "past its guard".to_string() } else { format!("at {}", lines.join(", ")) };
-        problem(FaultKind::Divergent, format!("lanes {active:#010x} of warp {} are here, but lanes {missing:#010x} must be too and are {others}", w.index))
+        problem(FaultKind::Divergent, format!("lanes {active:#010x} of {} are here, but lanes {missing:#010x} must be too and are {others}", self.name(w.index)))
     }
 
     fn uniform(&self, values: &[u32; 32], mask: u32, what: &str) -> Result<u32, Problem> {
@@ -426,14 +464,16 @@ impl<'a> Block<'a> {
         {
             return problem(FaultKind::BarrierCount, format!("barrier {id} for {c} threads, which is no multiple of the warp's 32"));
         }
-        let everyone = self.everyone();
-        let threads = 32 * self.alive.len() as u32;
+        let rank = self.rank(w.index);
+        let everyone = self.everyone(rank);
+        let threads = 32 * self.warps_of(rank).len() as u32;
         if let Some(c) = count
             && c > threads
         {
             return problem(FaultKind::BarrierCount, format!("barrier {id} for {c} threads, but the block has {threads}"));
         }
-        let b = &mut self.barriers[id as usize];
+        let place = rank as u32 * BARRIERS as u32 + id;
+        let b = &mut self.barriers[place as usize];
         if b.arrived > 0 && b.count != count {
             let say = |c: Option<u32>| c.map_or("all".to_string(), |c| c.to_string());
             return problem(FaultKind::BarrierCount, format!("barrier {id} for {} threads, but those who came before said {}", say(count), say(b.count)));
@@ -451,7 +491,7 @@ impl<'a> Block<'a> {
         }
         let full = b.arrived == expected;
         let clock = self.shared.release(w.index);
-        let b = &mut self.barriers[id as usize];
+        let b = &mut self.barriers[place as usize];
         if b.clock.is_empty() {
             b.clock = clock;
         } else {
@@ -464,14 +504,14 @@ impl<'a> Block<'a> {
             b.waiting.push(w.index);
             return Ok(Next::Wait(
                 match reduce {
-                    Some((vote, d, _)) => Wait::Reduce(id, vote, d),
-                    None => Wait::Barrier(id),
+                    Some((vote, d, _)) => Wait::Reduce(place, vote, d),
+                    None => Wait::Barrier(place),
                 },
                 true,
             ));
         }
         let (ones, votes) = (b.ones, b.votes);
-        self.finish(id, waits.then_some(w.index));
+        self.finish(place, waits.then_some(w.index));
         if let Some((vote, d, _)) = reduce {
             reduce_result(w, mask, vote, d, ones, votes);
         }
@@ -520,6 +560,7 @@ impl<'a> Block<'a> {
                     self.access(w, pc, op, mask)?;
                     Ok(Next::Go)
                 }
+                Op::MapShared { .. } | Op::ClusterArrive { .. } | Op::ClusterWait => self.cluster(w, pc, op, mask),
                 Op::Trap => problem(FaultKind::Trap, "the program stopped itself"),
                 Op::Barrier { id, count, waits, aligned } => self.barrier(w, pc, id, count, waits, aligned, mask, None),
                 Op::BarrierReduce { vote, id, count, d, p, negated, aligned } => {

@@ -28,6 +28,13 @@ pub(super) enum Special {
     LaneMask(u8),
     DynamicShared,
     TotalShared,
+    /// The cluster's place in the grid, and how many there are.
+    Cluster(usize),
+    Clusters(usize),
+    /// The block's place in its cluster.
+    Rank,
+    /// The address of a shared variable, in a cluster.
+    Shared(u32),
     Value(u32),
 }
 
@@ -49,6 +56,8 @@ pub(super) struct Kernel {
     pub param_bytes: u32,
     pub required: Option<[u32; 3]>,
     pub limit: Option<[u32; 3]>,
+    /// Blocks of a cluster.
+    pub cluster: u32,
     pub code: Vec<Inst>,
     pub lists: Vec<Slot>,
     pub products: Vec<GroupProduct>,
@@ -117,7 +126,7 @@ struct Decoder<'a> {
 pub(super) fn kernel(tree: &Tree, entry: &Function) -> Result<Kernel> {
     let mut d = Decoder {
         tree,
-        kernel: Kernel { name: entry.name.clone(), params: entry.params.clone(), required: entry.required, limit: entry.limit, ..Kernel::default() },
+        kernel: Kernel { name: entry.name.clone(), params: entry.params.clone(), required: entry.required, limit: entry.limit, cluster: entry.cluster.unwrap_or(1), ..Kernel::default() },
         instances: vec![],
         flat: vec![],
         targets: HashMap::new(),
@@ -429,9 +438,6 @@ impl<'a> Decoder<'a> {
     }
     /// A special register, in the file asked for.
     fn special(&mut self, name: &str, wide: bool) -> Option<Slot> {
-        if let Some((_, _, s)) = self.special_slots.iter().find(|(n, w, _)| n == name && *w == wide) {
-            return Some(*s);
-        }
         let axis = |s: &str| match s {
             "x" => Some(0),
             "y" => Some(1),
@@ -441,8 +447,12 @@ impl<'a> Decoder<'a> {
         let value = match name.split_once('.').unwrap_or((name, "")) {
             ("%tid", a) => Special::Tid(axis(a)?),
             ("%ntid", a) => Special::Ntid(axis(a)?),
-            ("%ctaid" | "%clusterid", a) => Special::Ctaid(axis(a)?),
-            ("%nctaid" | "%nclusterid", a) => Special::Nctaid(axis(a)?),
+            ("%ctaid", a) => Special::Ctaid(axis(a)?),
+            ("%nctaid", a) => Special::Nctaid(axis(a)?),
+            ("%clusterid", a) => Special::Cluster(axis(a)?),
+            ("%nclusterid", a) => Special::Clusters(axis(a)?),
+            ("%cluster_ctaid", "x") | ("%cluster_ctarank", "") => Special::Rank,
+            ("%cluster_nctaid", "x") | ("%cluster_nctarank", "") => Special::Value(self.kernel.cluster),
             ("%cluster_ctaid", _) => Special::Value(0),
             ("%cluster_nctaid", _) => Special::Value(1),
             ("%laneid", "") => Special::LaneId,
@@ -455,11 +465,26 @@ impl<'a> Decoder<'a> {
             ("%lanemask_gt", "") => Special::LaneMask(4),
             ("%dynamic_smem_size", "") => Special::DynamicShared,
             ("%total_smem_size" | "%aggr_smem_size", "") => Special::TotalShared,
-            ("%cluster_ctarank" | "%smid" | "%gridid", "") => Special::Value(0),
-            ("%cluster_nctarank" | "%nsmid", "") => Special::Value(1),
+            ("%smid" | "%gridid", "") => Special::Value(0),
+            ("%nsmid", "") => Special::Value(1),
             ("WARP_SZ", "") => Special::Value(32),
             _ => return None,
         };
+        Some(self.on_entry(name, wide, value))
+    }
+    /// An address in shared memory: a number, or in a cluster one that each block has its own of.
+    fn shared_address(&mut self, at: i64, wide: bool) -> Slot {
+        match (self.kernel.cluster > 1, wide) {
+            (true, _) => self.on_entry(&format!("shared {at:#x}"), wide, Special::Shared(at as u32)),
+            (false, true) => self.int64(at as u64),
+            (false, false) => self.int32(at as u32),
+        }
+    }
+    /// A register that has its value from the beginning.
+    fn on_entry(&mut self, name: &str, wide: bool, value: Special) -> Slot {
+        if let Some((_, _, s)) = self.special_slots.iter().find(|(n, w, _)| n == name && *w == wide) {
+            return *s;
+        }
         let place = if wide {
             self.kernel.names64.push(name.to_string());
             Place::Wide(self.kernel.names64.len() as u32 - 1)
@@ -470,7 +495,7 @@ impl<'a> Decoder<'a> {
         self.kernel.specials.push((place, value));
         let (Place::Narrow(s) | Place::Wide(s)) = place;
         self.special_slots.push((name.to_string(), wide, s));
-        Some(s)
+        s
     }
     fn list(&mut self, slots: &[Slot]) -> Slots {
         let start = self.kernel.lists.len() as u32;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 pub(super) const SHARED_WINDOW: u64 = 0x00fe_0000_0000_0000;
 pub(super) const LOCAL_WINDOW: u64 = 0x00fd_0000_0000_0000;
 pub(super) const PARAM_WINDOW: u64 = 0x00fc_0000_0000_0000;
+/// The bit of a shared address above which a block's number in its cluster stands (as on an H200, seen).
+pub(super) const RANK: u32 = 24;
 /// Where a window of 32 bits ends.
 pub(super) const WINDOW: u64 = 1 << 32;
 

@@ -303,11 +303,16 @@ pub(super) enum Op {
     BarrierInit { at: Address, memory: Memory, count: Slot },
     BarrierInvalidate { at: Address, memory: Memory },
     /// Arrival with `count` (or one); `bytes` are expected first.
-    BarrierArrive { at: Address, memory: Memory, d: Slot, count: Slot, bytes: Slot, arrives: bool },
+    /// `remote`: at another block's, if need be.
+    BarrierArrive { at: Address, memory: Memory, d: Slot, count: Slot, bytes: Slot, arrives: bool, remote: bool },
     /// `parity` or the state of an arrival; `blocks`: `try_wait`.
     BarrierTest { at: Address, memory: Memory, d: Slot, phase: Place, parity: bool, blocks: bool },
-    /// A tile of a tensor map into shared memory.
-    TensorLoad { dims: u8, to: Address, to_memory: Memory, map: Address, coordinates: Slots, barrier: Address, barrier_memory: Memory },
+    /// The address of the same place in the shared memory of another block of the cluster.
+    MapShared { d: Slot, a: Slot, rank: Slot },
+    ClusterArrive { releases: bool },
+    ClusterWait,
+    /// A tile of a tensor map into shared memory; `blocks`: that of the cluster's blocks whose bits it has.
+    TensorLoad { dims: u8, to: Address, to_memory: Memory, map: Address, coordinates: Slots, barrier: Address, barrier_memory: Memory, blocks: Slot },
     /// A tile of shared memory into a tensor.
     TensorStore { dims: u8, map: Address, coordinates: Slots, from: Address, from_memory: Memory },
     BulkCommit,

@@ -8,6 +8,7 @@
 
 use super::fault::{FaultKind, Problem, problem};
 use super::decode::Region;
+use super::memory::RANK;
 use std::collections::HashMap;
 
 /// How bytes got, or get, their value.
@@ -53,7 +54,7 @@ pub(super) enum Access {
     ProxyWrite,
 }
 
-/// Shared memory of a block.
+/// Shared memory of a block, or of the blocks of a cluster one after the other. An address of a program has the block's number above [`RANK`] bits; a place is one here.
 pub(super) struct Shared {
     pub bytes: Vec<u8>,
     marks: Vec<u32>,
@@ -65,18 +66,23 @@ pub(super) struct Shared {
     pub clocks: Vec<Vec<u32>>,
     pub stamp: u32,
     warps: usize,
+    /// Of one block.
+    size: usize,
+    blocks: usize,
     /// Per warp: the moment of its last `fence.proxy.async`.
     pub proxy_fence: Vec<u32>,
 }
 
 impl Shared {
-    /// Poisoned memory for `warps` warps with `agents` agents.
-    pub(super) fn new(size: u32, regions: Vec<Region>, warps: usize, agents: usize) -> Shared {
+    /// Poisoned memory of so many blocks of `size` bytes, for `warps` warps with `agents` agents, of all blocks.
+    pub(super) fn new(size: u32, blocks: usize, regions: Vec<Region>, warps: usize, agents: usize) -> Shared {
+        // Swizzles know a place's low bits.
+        let size = if blocks > 1 { size.next_multiple_of(1024) } else { size } as usize;
         let poison = History { content: Content::Poison, writer: None, proxy: false, readers: vec![] };
         Shared {
             // A signalling pattern: large as an integer, NaN as f16, bf16 and f32.
-            bytes: vec![0xff; size as usize],
-            marks: vec![0; size as usize],
+            bytes: vec![0xff; blocks * size],
+            marks: vec![0; blocks * size],
             regions,
             histories: vec![poison.clone()],
             index: HashMap::from([(poison, 0)]),
@@ -84,28 +90,45 @@ impl Shared {
             clocks: vec![vec![0; agents]; warps],
             stamp: 1,
             warps,
+            size,
+            blocks,
             proxy_fence: vec![0; warps],
         }
     }
 
     /// What is at an address, for people.
-    pub(super) fn describe(&self, at: u64) -> String {
+    pub(super) fn describe(&self, address: u64) -> String {
+        let at = address & ((1 << RANK) - 1);
+        let block = if self.blocks > 1 { format!(" of block {} of the cluster", address >> RANK) } else { String::new() };
         match self.regions.iter().find(|r| (r.start as u64..r.end as u64).contains(&at)) {
-            Some(r) => format!("shared {at:#x} ({}+{:#x})", r.name, at - r.start as u64),
-            None => format!("shared {at:#x}"),
+            Some(r) => format!("shared {at:#x} ({}+{:#x}){block}", r.name, at - r.start as u64),
+            None => format!("shared {at:#x}{block}"),
         }
     }
+    /// The same, of a place.
+    pub(super) fn describe_place(&self, place: usize) -> String {
+        self.describe(((place / self.size) << RANK | place % self.size) as u64)
+    }
+    /// The block that has a place.
+    pub(super) fn block_of(&self, place: usize) -> usize {
+        place / self.size
+    }
+    /// The same place in another block.
+    pub(super) fn in_block(&self, place: usize, block: usize) -> usize {
+        block * self.size + place % self.size
+    }
 
-    /// The range, checked against the variables.
+    /// The place of an address, whose bytes are checked against the variables.
     #[inline]
-    pub(super) fn range(&self, at: u64, len: usize) -> Result<usize, Problem> {
+    pub(super) fn range(&self, address: u64, len: usize) -> Result<usize, Problem> {
+        let (block, at) = ((address >> RANK) as usize, address & ((1 << RANK) - 1));
         for r in &self.regions {
-            if at >= r.start as u64 && at.saturating_add(len as u64) <= r.end as u64 {
-                return Ok(at as usize);
+            if block < self.blocks && at >= r.start as u64 && at.saturating_add(len as u64) <= r.end as u64 {
+                return Ok(block * self.size + at as usize);
             }
         }
         let known: Vec<String> = self.regions.iter().map(|r| format!("{} at {:#x}..{:#x}", r.name, r.start, r.end)).collect();
-        problem(FaultKind::OutOfBounds, format!("{len} bytes at shared address {at:#x}; shared memory has {}", if known.is_empty() { "no variables".to_string() } else { known.join(", ") }))
+        problem(FaultKind::OutOfBounds, format!("{len} bytes at shared address {address:#x}; shared memory has {}", if known.is_empty() { "no variables".to_string() } else { known.join(", ") }))
     }
 
     /// Checks an access of `agent` and moves the histories on. `clock` is the agent's view: that of the warp that acts for it.
@@ -136,14 +159,26 @@ impl Shared {
 
     fn agent(&self, a: u16) -> String {
         let a = a as usize;
-        if a < self.warps { format!("warp {a}") } else if a == self.warps { "the copy engine".to_string() } else { format!("warpgroup {}", a - self.warps - 1) }
+        let each = self.warps / self.blocks;
+        let of = |block: usize| if self.blocks > 1 { format!(" of block {block} of the cluster") } else { String::new() };
+        if a < self.warps {
+            format!("warp {}{}", a % each, of(a / each))
+        } else if a == self.warps {
+            "the copy engine".to_string()
+        } else {
+            let first = 4 * (a - self.warps - 1);
+            format!("warpgroup {}{}", first % each / 4, of(first / each))
+        }
     }
 
     fn step(&mut self, mark: u32, agent: usize, clock: usize, access: Access, at: usize) -> Result<u32, Problem> {
         let h = &self.histories[mark as usize];
         let view = &self.clocks[clock];
         let before = |m: &Moment| m.agent as usize == agent || m.agent as usize == clock || view[m.agent as usize] >= m.stamp;
-        let place = || format!("byte {at:#x} of shared memory");
+        let place = || match self.blocks {
+            1 => format!("byte {at:#x} of shared memory"),
+            _ => self.describe_place(at),
+        };
         let moment = Moment { agent: agent as u16, stamp: self.stamp };
         if h.content == Content::InFlight && access != Access::Arrive {
             return problem(FaultKind::InFlight, format!("{} is the target of an asynchronous copy that {} issued and that is not complete for this access", place(), h.writer.map_or(String::new(), |w| self.agent(w.agent))));

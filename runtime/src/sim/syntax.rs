@@ -243,8 +243,8 @@ impl Parser<'_> {
                     match w {
                         ".reqntid" => f.required = Some(n),
                         ".maxntid" => f.limit = Some(n),
-                        _ if n.iter().product::<u32>() > 1 => return refuse(line, format!("`{w}` {n:?}: this machine has no clusters of more than one block")),
-                        _ => {}
+                        _ if n[1] != 1 || n[2] != 1 || !(1..=8).contains(&n[0]) => return refuse(line, format!("`{w}` {n:?}: this machine has clusters of 1 to 8 blocks along x")),
+                        _ => f.cluster = Some(n[0]),
                     }
                 }
                 ".minnctapersm" | ".maxnreg" | ".maxclusterrank" => {

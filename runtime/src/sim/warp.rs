@@ -2,6 +2,7 @@
 
 use super::decode::{Kernel, Special};
 use super::fault::{FaultKind, Problem, problem};
+use super::memory::RANK;
 use super::op::{Place, Slot, Vote};
 
 pub(super) const FULL: u32 = u32::MAX;
@@ -19,6 +20,8 @@ pub(super) enum Wait {
     Reduce(u32, Option<Vote>, Slot),
     /// For the phase of the barrier object at an address.
     Phase(u32),
+    /// For the other warps of the cluster.
+    Cluster,
     /// For the other warps of the warpgroup, then until at most so many groups of products are left.
     Group(u32),
     /// It asked and got no: others first.
@@ -79,6 +82,7 @@ pub(super) struct TileStore {
 
 /// A warp.
 pub(super) struct Warp {
+    /// Among all of the cluster.
     pub index: usize,
     /// Lanes that exist and have not left.
     pub alive: u32,
@@ -116,12 +120,16 @@ pub(super) struct Position {
     pub total_shared: u32,
     /// In order.
     pub linear: u32,
+    /// Blocks of a cluster, and which of them this one is.
+    pub cluster: u32,
+    pub rank: u32,
 }
 
 impl Warp {
-    pub(super) fn new(k: &Kernel, index: usize, at: &Position) -> Warp {
+    /// The one with number `own` of its block.
+    pub(super) fn new(k: &Kernel, index: usize, own: usize, at: &Position) -> Warp {
         let threads = at.threads.iter().product::<u32>();
-        let first = index as u32 * 32;
+        let first = own as u32 * 32;
         let n = (threads - first).min(32);
         let alive = if n == 32 { FULL } else { (1 << n) - 1 };
         let tid = std::array::from_fn(|l| {
@@ -171,7 +179,7 @@ impl Warp {
                 Special::Ctaid(a) => at.block[*a],
                 Special::Nctaid(a) => at.grid[*a],
                 Special::LaneId => l as u32,
-                Special::WarpId => index as u32,
+                Special::WarpId => own as u32,
                 Special::WarpCount => threads.div_ceil(32),
                 Special::LaneMask(k) => {
                     let bit = 1u32 << l;
@@ -185,6 +193,12 @@ impl Warp {
                 }
                 Special::DynamicShared => at.dynamic_shared,
                 Special::TotalShared => at.total_shared,
+                Special::Cluster(0) => at.block[0] / at.cluster,
+                Special::Cluster(a) => at.block[*a],
+                Special::Clusters(0) => at.grid[0] / at.cluster,
+                Special::Clusters(a) => at.grid[*a],
+                Special::Rank => at.rank,
+                Special::Shared(offset) => at.rank << RANK | offset,
                 Special::Value(v) => *v,
             };
             match place {

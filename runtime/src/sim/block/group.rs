@@ -6,6 +6,7 @@
 use super::super::fault::{Fault, FaultKind, Problem, problem};
 use super::super::float::TF32;
 use super::super::matrix::{Element, dot};
+use super::super::memory::RANK;
 use super::super::op::*;
 use super::super::shared::Access;
 use super::super::tensor_map::Swizzle;
@@ -120,24 +121,25 @@ impl Block<'_> {
     /// An operand's elements, row by row (or column by column), as bits.
     fn operand(&mut self, warp: usize, descriptor: u64, count: u32, f: &GroupProduct, major: bool) -> Result<Vec<u32>, Problem> {
         let d = Descriptor::new(descriptor)?;
+        let base = (self.rank(warp) as u64) << RANK;
         let width = if f.format == TF32 { 4 } else { 2 };
         let agent = self.agent(warp);
         let mut out = Vec::with_capacity((count * f.k) as usize);
-        let mut last = u32::MAX;
+        let (mut last, mut place) = (u32::MAX, 0);
         for m in 0..count {
             for k in 0..f.k {
                 let a = d.address(m, k, width, major);
                 // One check per chunk of 16 bytes.
                 if a & !15 != last {
                     last = a & !15;
-                    let r = self.shared.range(last as u64, 16).and_then(|s| self.shared.access(agent, warp, s, 16, Access::ProxyRead));
-                    r.map_err(|mut p| {
+                    let r = self.shared.range(base | last as u64, 16).and_then(|s| self.shared.access(agent, warp, s, 16, Access::ProxyRead).map(|_| s));
+                    place = r.map_err(|mut p| {
                         p.message += &format!("; element ({m}, {k}) of an operand with descriptor {descriptor:#018x}");
-                        p.address = Some(self.shared.describe(a as u64));
+                        p.address = Some(self.shared.describe(base | a as u64));
                         p
                     })?;
                 }
-                let b = &self.shared.bytes[a as usize..(a + width) as usize];
+                let b = &self.shared.bytes[place + (a & 15) as usize..][..width as usize];
                 out.push(if width == 2 { u16::from_le_bytes([b[0], b[1]]) as u32 } else { u32::from_le_bytes([b[0], b[1], b[2], b[3]]) >> 13 });
             }
         }

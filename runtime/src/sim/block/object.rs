@@ -35,13 +35,19 @@ impl Block<'_> {
         }
         self.shared.range(a, 8).map(|a| a as u32)
     }
+    /// The same, in the warp's own block.
+    fn own_object_at(&self, warp: usize, memory: Memory, address: u64) -> Result<u32, Problem> {
+        let at = self.object_at(memory, address)?;
+        self.own(warp, at as usize).map(|_| at)
+    }
 
     /// The object there, which must be known to the warp.
     fn known(&mut self, warp: usize, address: u32) -> Result<&mut Object, Problem> {
+        self.present(address as usize)?;
         self.shared.access(warp, warp, address as usize, 8, Access::Read)?;
         match self.objects.get_mut(&address) {
             Some(o) => Ok(o),
-            None => problem(FaultKind::Undefined, format!("there is no barrier object at shared {address:#x}")),
+            None => problem(FaultKind::Undefined, format!("there is no barrier object at {}", self.shared.describe_place(address as usize))),
         }
     }
 
@@ -56,7 +62,7 @@ impl Block<'_> {
             let phases = w.get_place(k, phase, mask)?;
             let (mut yes, mut failed) = (0, None);
             for l in (0..32).filter(|l| mask >> l & 1 != 0) {
-                let r = self.object_at(memory, addresses[l]).and_then(|a| self.test(w.index, a, phases[l], parity).map(|t| (a, t)));
+                let r = self.own_object_at(w.index, memory, addresses[l]).and_then(|a| self.test(w.index, a, phases[l], parity).map(|t| (a, t)));
                 let (a, t) = at(r, l as u32, || self.describe(memory, addresses[l]))?;
                 yes |= (t as u32) << l;
                 if !t {
@@ -79,7 +85,8 @@ impl Block<'_> {
             });
         }
         for l in (0..32).filter(|l| mask >> l & 1 != 0) {
-            let r = self.object_at(memory, addresses[l]).and_then(|a| self.change(w, op, a, l));
+            let place = if let Op::BarrierArrive { remote: true, d: NONE, .. } = op { self.object_at(memory, addresses[l]) } else { self.own_object_at(w.index, memory, addresses[l]) };
+            let r = place.and_then(|a| self.change(w, op, a, l));
             at(r, l as u32, || self.describe(memory, addresses[l]))?;
         }
         Ok(Next::Go)
@@ -152,7 +159,7 @@ impl Block<'_> {
                 self.settle(address);
                 Ok(())
             }
-            None => problem(FaultKind::Undefined, format!("bytes come for a barrier object at shared {address:#x}, but there is none")),
+            None => problem(FaultKind::Undefined, format!("bytes come for a barrier object at {}, but there is none", self.shared.describe_place(address as usize))),
         }
     }
 
@@ -170,7 +177,7 @@ impl Block<'_> {
     }
 }
 
-fn learn(into: &mut Vec<u32>, clock: &[u32]) {
+pub(super) fn learn(into: &mut Vec<u32>, clock: &[u32]) {
     if into.is_empty() {
         into.extend(clock);
     } else {

@@ -45,6 +45,7 @@ impl Block<'_> {
     #[inline]
     pub(super) fn read_shared(&mut self, warp: usize, address: u64, out: &mut [u8], access: Access) -> Result<(), Problem> {
         let start = self.shared.range(address, out.len())?;
+        self.own(warp, start)?;
         self.shared.access(warp, warp, start, out.len(), access)?;
         out.copy_from_slice(&self.shared.bytes[start..start + out.len()]);
         Ok(())
@@ -52,6 +53,7 @@ impl Block<'_> {
     #[inline]
     pub(super) fn write_shared(&mut self, warp: usize, address: u64, data: &[u8], access: Access) -> Result<(), Problem> {
         let start = self.shared.range(address, data.len())?;
+        self.own(warp, start)?;
         self.shared.access(warp, warp, start, data.len(), access)?;
         self.shared.bytes[start..start + data.len()].copy_from_slice(data);
         Ok(())
@@ -61,7 +63,10 @@ impl Block<'_> {
         let (m, a) = resolve(memory, address);
         Self::aligned(a, out.len())?;
         match m {
-            Memory::Shared => self.read_shared(w.index, a, out, if ordered { Access::Atomic } else { Access::Read }).map_err(|p| uncommitted(w, a, out.len(), p)),
+            Memory::Shared => {
+                let r = self.read_shared(w.index, a, out, if ordered { Access::Atomic } else { Access::Read });
+                r.map_err(|p| uncommitted(w, self.shared.range(a, 0).unwrap_or_default() as u64, out.len(), p))
+            }
             Memory::Local => {
                 let size = self.launch.kernel.local_bytes as u64;
                 if a.saturating_add(out.len() as u64) > size {
@@ -81,7 +86,7 @@ impl Block<'_> {
                 }
                 None => problem(FaultKind::OutOfBounds, format!("{} parameter bytes at {a}; there are {}", out.len(), self.launch.params.len())),
             },
-            _ => self.launch.global.read(a, out, self.at.linear),
+            _ => self.launch.global.read(a, out, self.linear(w.index)),
         }
     }
 
@@ -101,7 +106,7 @@ impl Block<'_> {
                 Ok(())
             }
             Memory::Param => problem(FaultKind::ReadOnly, "a kernel's parameters are not written"),
-            _ => self.launch.global.write(a, data, self.at.linear),
+            _ => self.launch.global.write(a, data, self.linear(w.index)),
         }
     }
 
@@ -225,7 +230,7 @@ impl Block<'_> {
                     let covered = mask >> c.lane & 1 != 0 && (all || (c.group != NONE && (c.group as u64 + left as u64) < w.committed[c.lane as usize] as u64));
                     if covered {
                         let r = self.arrive(w.index, &c);
-                        at(r, c.lane, || format!("{} from {}", self.describe(Memory::Shared, c.to as u64), self.describe(Memory::Global, c.from)))?;
+                        at(r, c.lane, || format!("{} from {}", self.shared.describe_place(c.to as usize), self.describe(Memory::Global, c.from)))?;
                     } else {
                         rest.push(c);
                     }
@@ -248,6 +253,7 @@ impl Block<'_> {
             self.launch.global.find(from[l], sizes[l] as u64)?;
         }
         let start = self.shared.range(to[l], bytes as usize)?;
+        self.own(warp, start)?;
         self.shared.access(warp, warp, start, bytes as usize, Access::Issue)?;
         Ok(start)
     }
@@ -256,7 +262,7 @@ impl Block<'_> {
     fn arrive(&mut self, warp: usize, c: &Copy) -> Result<(), Problem> {
         let mut data = [0u8; 16];
         if c.read > 0 {
-            self.launch.global.read(c.from, &mut data[..c.read as usize], self.at.linear)?;
+            self.launch.global.read(c.from, &mut data[..c.read as usize], self.linear(warp))?;
         }
         self.shared.access(warp, warp, c.to as usize, c.bytes as usize, Access::Arrive)?;
         self.shared.fill(c.to as usize, &data[..c.bytes as usize]);
@@ -289,7 +295,7 @@ impl Block<'_> {
                 self.shared.fill(start, &f(old).to_le_bytes()[..width]);
                 Ok(old)
             }
-            Memory::Global | Memory::Generic => self.launch.global.update(address, width, self.at.linear, f),
+            Memory::Global | Memory::Generic => self.launch.global.update(address, width, self.linear(w.index), f),
             _ => problem(FaultKind::Undefined, "atomics are for global and shared memory"),
         }
     }

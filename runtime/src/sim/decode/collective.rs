@@ -186,7 +186,8 @@ impl One<'_, '_> {
             if !shared || !code.take("global") {
                 return self.no("loads go from global to shared memory");
             }
-            self.count(3..=4)?;
+            let multicast = code.take("multicast::cluster");
+            self.count(3 + usize::from(multicast)..=4 + usize::from(multicast))?;
             let (to_memory, to) = self.address(self.operand(0)?, Memory::Shared)?;
             let Operand::Tensor(map, coordinates) = self.operand(1)? else { return self.no("expected a tensor map and coordinates") };
             let (map_memory, map) = self.address(map, Memory::Generic)?;
@@ -196,7 +197,8 @@ impl One<'_, '_> {
                 return self.no(format!("has {} coordinates", coordinates.len));
             }
             let (barrier_memory, barrier) = self.address(self.operand(2)?, Memory::Shared)?;
-            return Ok((Class::Async, Op::TensorLoad { dims, to, to_memory, map, coordinates, barrier, barrier_memory }));
+            let blocks = if multicast { self.source(3, Type::U16)? } else { NONE };
+            return Ok((Class::Async, Op::TensorLoad { dims, to, to_memory, map, coordinates, barrier, barrier_memory, blocks }));
         }
         if code.take("bulk_group") {
             if !code.take("global") || !(code.take("shared::cta")) {
@@ -230,7 +232,8 @@ impl One<'_, '_> {
         code.take("b64");
         let parity = code.take("parity");
         self.ordering(code);
-        let memory = self.memory(code);
+        let remote = code.take("shared::cluster");
+        let memory = if remote { Memory::Shared } else { self.memory(code) };
         let op = match what {
             Some("init") => {
                 let (memory, at) = self.address(self.operand(0)?, memory)?;
@@ -242,7 +245,7 @@ impl One<'_, '_> {
             }
             Some("expect_tx") => {
                 let (memory, at) = self.address(self.operand(0)?, memory)?;
-                Op::BarrierArrive { at, memory, d: NONE, count: NONE, bytes: self.source(1, Type::U32)?, arrives: false }
+                Op::BarrierArrive { at, memory, d: NONE, count: NONE, bytes: self.source(1, Type::U32)?, arrives: false, remote }
             }
             Some("arrive") => {
                 let d = match self.operand(0)? {
@@ -252,7 +255,7 @@ impl One<'_, '_> {
                 let (memory, at) = self.address(self.operand(1)?, memory)?;
                 let extra = if self.s.operands.len() > 2 { self.source(2, Type::U32)? } else { NONE };
                 let (count, bytes) = if expect { (NONE, extra) } else { (extra, NONE) };
-                Op::BarrierArrive { at, memory, d, count, bytes, arrives: true }
+                Op::BarrierArrive { at, memory, d, count, bytes, arrives: true, remote }
             }
             Some(w @ ("test_wait" | "try_wait")) => {
                 self.count(3..=4)?;
@@ -269,14 +272,9 @@ impl One<'_, '_> {
     pub(super) fn barrier(&mut self, code: &mut Code) -> Result<(Class, Op)> {
         let old = code.head == "bar";
         if code.take("cluster") {
-            let arrive = code.take("arrive");
-            code.any(&["wait", "release", "relaxed", "acquire", "aligned"]);
-            // A cluster has one block: its barrier is that of the block, and the arrival without waiting has nobody to tell.
-            if arrive {
-                return Ok((Class::Barrier, Op::Nop));
-            }
-            let id = self.d.int32(16);
-            return Ok((Class::Barrier, Op::Barrier { id, count: NONE, waits: true, aligned: false }));
+            let (arrives, relaxed) = (code.take("arrive"), code.take("relaxed"));
+            code.any(&["wait", "release", "acquire", "aligned"]);
+            return Ok((Class::Barrier, if arrives { Op::ClusterArrive { releases: !relaxed } } else { Op::ClusterWait }));
         }
         code.take("cta");
         if code.take("warp") {

@@ -265,6 +265,13 @@ impl One<'_, '_> {
                 code.take("b32");
                 Ok((Class::Exchange, Op::ActiveMask { d: self.dest(0, Type::B32)? }))
             }
+            "mapa" => {
+                if !code.take("shared::cluster") || !code.take("u32") {
+                    return self.no("only the form `.shared::cluster.u32` is part of this machine");
+                }
+                self.count(3..=3)?;
+                Ok((Class::Other, Op::MapShared { d: self.dest(0, Type::U32)?, a: self.source(1, Type::U32)?, rank: self.source(2, Type::U32)? }))
+            }
             "bra" => {
                 code.take("uni");
                 let Operand::Label(l) = self.operand(0)? else { return self.no("the target stands nowhere") };

@@ -142,12 +142,14 @@ impl<'a> One<'_, 'a> {
                     return Ok(s);
                 }
                 match self.symbol(n) {
+                    Some((Memory::Shared, at)) if wide(t) || t.bytes() == 4 => Ok(self.d.shared_address(at, wide(t))),
                     Some((_, at)) if wide(t) => Ok(self.d.int64(at as u64)),
                     Some((_, at)) if t.bytes() == 4 => Ok(self.d.int32(at as u32)),
                     _ => self.no(format!("`{n}` is not declared, or no special register of this machine")),
                 }
             }
             (Operand::Offset(n, o), t) => match self.symbol(n) {
+                Some((Memory::Shared, at)) if wide(t) || t.bytes() == 4 => Ok(self.d.shared_address(at + o, wide(t))),
                 Some((_, at)) if wide(t) => Ok(self.d.int64((at + o) as u64)),
                 Some((_, at)) if t.bytes() == 4 => Ok(self.d.int32((at + o) as u32)),
                 _ => self.no(format!("`{n}` is not declared")),
@@ -190,8 +192,13 @@ impl<'a> One<'_, 'a> {
         let Operand::Address(base, offset) = o else { return self.no(format!("expected an address in brackets, found {o:?}")) };
         match &**base {
             Operand::Reg(_) => Ok((memory, Address { base: Some(self.place(base)?), offset: *offset })),
+            Operand::Int(_) if memory == Memory::Shared && self.d.kernel.cluster > 1 => self.no("an address in shared memory as a number: each block of a cluster has its own"),
             Operand::Int(n) => Ok((memory, Address { base: None, offset: n + offset })),
             Operand::Name(n) => match self.symbol(n) {
+                Some((Memory::Shared, at)) if self.d.kernel.cluster > 1 && matches!(memory, Memory::Generic | Memory::Shared) => {
+                    let window = if memory == Memory::Generic { SHARED_WINDOW as i64 } else { 0 };
+                    Ok((memory, Address { base: Some(Place::Wide(self.d.shared_address(at, true))), offset: offset + window }))
+                }
                 Some((own, at)) => match (memory, own) {
                     (Memory::Generic, Memory::Shared) => Ok((Memory::Generic, Address { base: None, offset: at + offset + SHARED_WINDOW as i64 })),
                     (m, own) if m == own || m == Memory::Generic || (m == Memory::Param && own == Memory::Local) => Ok((own, Address { base: None, offset: at + offset })),

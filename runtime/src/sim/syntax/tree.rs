@@ -185,6 +185,8 @@ pub(in super::super) struct Function {
     pub required: Option<[u32; 3]>,
     /// `.maxntid`
     pub limit: Option<[u32; 3]>,
+    /// Blocks of a cluster, where the text says it.
+    pub cluster: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
