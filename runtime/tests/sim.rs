@@ -4,6 +4,8 @@
 mod arithmetic;
 #[path = "sim/checks.rs"]
 mod checks;
+#[path = "sim/cluster.rs"]
+mod cluster;
 #[path = "sim/control.rs"]
 mod control;
 #[path = "sim/matrix.rs"]
