@@ -161,6 +161,26 @@ fn what_has_no_such_form_is_said() {
     has(refused(&c, "sm_90a", &Schedule { warpgroups: true, ..Schedule::tensor(64, 32, 64, [2, 1], 2) }), "a warpgroup has 64 rows in four warps");
 }
 
+/// Two accumulators whose columns have names of their own and are as many: each of a pair of warpgroups has half of both.
+#[test]
+fn pairs_share_axes_of_one_length() {
+    let text = std::fs::read_to_string(format!("{}/../examples/attention_variants.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let c = Case::gradient(&text, "causal", &["q", "k", "v"], DType::BF16, &[("B", 1), ("H", 1), ("I", 70), ("J", 90), ("D", 256), ("E", 256)]);
+    let s = nvptx::default_schedule_at(&c.programs[2], &target, &c.dims).unwrap();
+    assert!(s.warpgroups && s.fragment.warps == [4, 2], "{s:?}");
+    let mut memory = c.inputs.clone();
+    ir::tile::sequence::run(&c.programs, &mut memory, &c.dims, &mut |p, d, x| {
+        let k = nvptx::compile(p, &target, &nvptx::default_schedule_at(p, &target, &c.dims).unwrap()).unwrap();
+        let (got, report) = Module::parse(&k.ptx).unwrap().run(&k.signature, d, x, &Options { budget: 1 << 24, ..Options::default() }).unwrap_or_else(|f| panic!("{f}"));
+        assert!(report.unwritten.values().all(|n| *n == 0), "{:?}", report.unwritten);
+        Ok(got)
+    }).unwrap();
+    for (name, e) in c.errors(&memory) {
+        assert!(e < 5e-3, "{name} is off by {e:e}");
+    }
+}
+
 /// Of gradients: exponentials stand between the wait for the scores and the next one, beside the product of the cotangents that is under way; where two accumulators
 /// are summed, the first product starts before the second wait.
 #[test]

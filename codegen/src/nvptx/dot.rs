@@ -297,7 +297,7 @@ impl Emit<'_> {
             for pair in 0..cols.div_ceil(4) {
                 let mut b: BTreeMap<ValueId, Vec<String>> = BTreeMap::new();
                 for v in &right {
-                    let own = (plan.split == Some(n) || shared).then(|| plan.fragment.span(cols));
+                    let own = (plan.split.contains(&n) || shared).then(|| plan.fragment.span(cols));
                     b.insert(*v, if plan.schedule.tf32 { self.right_tf32(&mut bases, *v, k, slice, [16 * pair, 4 * cols], own) } else { self.right(&mut bases, *v, k, slice, pair, own) });
                 }
                 for half in 0..2 {

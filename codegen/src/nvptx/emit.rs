@@ -187,7 +187,7 @@ impl<'p> Emit<'p> {
         let rows = self.ik("muli", &warp[0], f.rows_per_warp());
         let row = self.i("addi", &rows, &lane_row);
         let col = self.ik("muli", &lane_col, f.vector);
-        let col_split = match self.plan.split {
+        let col_split = match self.plan.split.first() {
             None => col.clone(),
             Some(a) => {
                 let span = f.span(self.plan.slots[a.index()]);
@@ -208,7 +208,7 @@ impl<'p> Emit<'p> {
     }
     /// The thread's first column of `axis`, within the block's tile.
     pub fn first_col<'a>(&self, at: &'a Place, axis: AxisId) -> &'a String {
-        if self.plan.split == Some(axis) { &at.col_split } else { &at.col }
+        if self.plan.split.contains(&axis) { &at.col_split } else { &at.col }
     }
 
     // Sizes.

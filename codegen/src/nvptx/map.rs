@@ -251,7 +251,7 @@ impl Emit<'_> {
             }
             totals.push(total);
         }
-        if x.rank.col.is_some() && x.rank.col == self.plan.split {
+        if x.rank.col.is_some_and(|c| self.plan.split.contains(&c)) {
             totals = self.across(kind, out, totals)?;
         }
         if self.plan.ring.is_some() {

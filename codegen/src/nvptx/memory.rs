@@ -45,7 +45,7 @@ impl Emit<'_> {
     /// Every slot of `axis` is an element, whatever the sizes.
     pub fn whole(&self, axis: AxisId) -> bool {
         let f = self.plan.fragment;
-        let warps = if self.plan.split == Some(axis) { f.warps[1] } else { 1 };
+        let warps = if self.plan.split.contains(&axis) { f.warps[1] } else { 1 };
         let span = f.span(self.plan.slots[axis.index()]) * warps;
         self.plan.p.axis(axis).size.as_fixed().is_some_and(|n| n % span as i64 == 0)
     }
@@ -237,7 +237,7 @@ impl Emit<'_> {
             let c = self.cmp("eq", &at.lane_col, &zero);
             once = self.and(once, c);
         }
-        if f.warps[1] > 1 && (rank.col.is_none() || rank.col != self.plan.split) {
+        if f.warps[1] > 1 && !rank.col.is_some_and(|c| self.plan.split.contains(&c)) {
             let c = self.cmp("eq", &at.warp[1], &zero);
             once = self.and(once, c);
         }

@@ -165,8 +165,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The axis of rows.
     pub rows: Option<AxisId>,
-    /// The column axis that is split over warps.
-    pub split: Option<AxisId>,
+    /// Column axes that are split over warps, in parts of the same length.
+    pub split: Vec<AxisId>,
     /// Register tiles.
     pub fragment: Fragment,
     /// Matrix products are the tensor cores'.
@@ -447,21 +447,19 @@ impl Plan {
         if schedule.stream % granule != 0 || schedule.cols % (granule * fragment.warps[1]) != 0 || schedule.stages == 0 {
             return bad(format!("tiles of the streamed and of a column axis must be multiples of {granule}, and there must be a stage; the schedule has {} and {}, {} stages", schedule.stream, schedule.cols, schedule.stages));
         }
-        // One column axis may be split over warps: a block axis, or the longest axis in whole.
+        // One column axis may be split over warps: a block axis, or the longest axis in whole; by warpgroups also those as long, since each may be that of an accumulator.
         let columns = (0..p.axes.len() as u32).map(AxisId).filter(|a| Some(*a) != rows && p.axis(*a).role != Role::Grid);
-        let split = if fragment.warps[1] == 1 {
-            None
-        } else {
-            columns.clone().find(|a| matches!(p.axis(*a).role, Role::Block(_))).or_else(|| columns.clone().max_by_key(|a| p.axis(*a).extent()))
-        };
+        let first = columns.clone().find(|a| matches!(p.axis(*a).role, Role::Block(_))).or_else(|| columns.clone().max_by_key(|a| p.axis(*a).extent())).filter(|_| fragment.warps[1] > 1);
+        let equals = |a: AxisId, b: AxisId| schedule.warpgroups && [a, b].iter().all(|x| matches!(p.axis(*x).role, Role::Full(_))) && p.axis(a).extent() == p.axis(b).extent();
+        let split: Vec<AxisId> = first.map_or(vec![], |f| columns.clone().filter(|a| *a == f || equals(*a, f)).collect());
         // Matrix units take sixteen columns at once: a streamed axis is split at such places only.
-        if let Some(a) = split.filter(|a| tensor && matches!(p.axis(*a).role, Role::Stream(_)) && p.axis(*a).extent() % (granule * fragment.warps[1]) != 0) {
+        if let Some(a) = split.iter().copied().find(|a| tensor && matches!(p.axis(*a).role, Role::Stream(_)) && p.axis(*a).extent() % (granule * fragment.warps[1]) != 0) {
             return bad(format!("{} elements of `{}` are split over {} warps, {granule} columns at once", p.axis(a).extent(), p.axis(a).name, fragment.warps[1]));
         }
         let mut slots = vec![0; p.axes.len()];
         for a in columns {
             let extent = p.axis(a).extent();
-            let extent = if split == Some(a) { extent.div_ceil(fragment.warps[1]) } else { extent };
+            let extent = if split.contains(&a) { extent.div_ceil(fragment.warps[1]) } else { extent };
             let summed = dots.values().any(|d| matches!(d, Dot::Matrix { k, .. } if *k == a));
             let extent = if tensor && summed { extent.next_multiple_of(16) } else { extent };
             slots[a.index()] = fragment.slots(extent);
@@ -475,7 +473,7 @@ impl Plan {
         let body = plan.p.body.clone();
         plan.stage(&body)?;
         if let Some(v) = plan.dots.values().find_map(|d| match d {
-            Dot::Matrix { k, terms, .. } if tensor && plan.split == Some(*k) => terms.iter().map(|t| t.0).find(|l| plan.packed.contains(l)),
+            Dot::Matrix { k, terms, .. } if tensor && plan.split.contains(k) => terms.iter().map(|t| t.0).find(|l| plan.packed.contains(l)),
             _ => None,
         }) {
             return Err(refused(&plan.p, &format!("{} is summed over an axis that is split over warps, and stands in their registers", show(&plan.p, v))));
@@ -518,7 +516,7 @@ impl Plan {
     }
     /// Whether products with columns along `n`, which no warp has a part of, are computed by halves in two warps and exchanged.
     pub fn shared_columns(&self, mut values: impl Iterator<Item = ValueId>, n: AxisId) -> bool {
-        self.tensor && self.fragment.warps[1] == 2 && self.split != Some(n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())
+        self.tensor && self.fragment.warps[1] == 2 && !self.split.contains(&n) && self.slots[n.index()] % 8 == 0 && values.all(|v| self.inits[&v].is_empty())
     }
     /// Threads that hold rows, and those that copy for them.
     pub fn threads(&self) -> usize {

@@ -339,7 +339,7 @@ impl Emit<'_> {
         let fixed = inside.first().filter(|a| edge.is_none() && matches!(self.plan.p.axis(**a).role, Role::Full(_))).map(|a| self.plan.p.axis(*a).extent());
         let out = self.choose(&regs, rank, x.dtype, fill, &mut |e, c, r| {
             // Columns that exist in every lane need no test.
-            if fixed.is_some_and(|n| e.plan.split.is_none() && e.col_offset(c) + (f.lanes - 1) * f.vector < n) {
+            if fixed.is_some_and(|n| e.plan.split.is_empty() && e.col_offset(c) + (f.lanes - 1) * f.vector < n) {
                 return None;
             }
             let mut all = None;

@@ -120,10 +120,10 @@ fn possible(plan: &Plan, target: &GpuTarget) -> Result<BTreeSet<(Dim, i64)>, Str
         if columns > 256 {
             return Err(format!("{columns} columns of one product; the most are 256"));
         }
-        if f.warps[1] == 2 && plan.split == Some(*n) && columns % 64 != 0 {
+        if f.warps[1] == 2 && plan.split.contains(n) && columns % 64 != 0 {
             return Err(format!("two warpgroups cannot share {} columns in panels of 64", 2 * columns));
         }
-        if f.warps[1] == 2 && plan.split != Some(*n) && !plan.shared_columns([*v].into_iter(), *n) {
+        if f.warps[1] == 2 && !plan.split.contains(n) && !plan.shared_columns([*v].into_iter(), *n) {
             return Err("a product whose columns two warpgroups cannot compute by halves".into());
         }
     }
