@@ -3,6 +3,7 @@
 
 use codegen::GpuTarget;
 use codegen::nvptx::{self, Compiled, Schedule};
+use runtime::sim::{Fault, Module, Options, Report};
 use ir::dim::{Bindings, Name};
 use ir::graph::Function;
 use ir::tensor::Tensor;
@@ -20,6 +21,8 @@ pub struct Case {
     /// In f64, of the inputs as stored.
     pub want: Vec<Tensor>,
 }
+
+pub const QKV: &[&str] = &["q", "k", "v"];
 
 pub fn bind(dims: &[(&str, i64)]) -> Bindings {
     dims.iter().map(|(n, v)| ((*n).into(), *v)).collect()
@@ -51,6 +54,14 @@ impl Case {
         let f = module.function(Some(function)).unwrap();
         let wrt: Vec<Name> = wrt.iter().map(|n| (*n).into()).collect();
         Case::of(if wrt.is_empty() { f.clone() } else { passes::ad::jvp(f, &wrt).unwrap() }, dtype, dims)
+    }
+
+    /// `attention`, or a variant of it by name, of so many batch entries with so many heads, at `[I, J, D]`; values are as wide as keys.
+    pub fn attention(function: &str, wrt: &[&str], dtype: DType, heads: i64, dims: [i64; 3]) -> Case {
+        let file = if function == "attention" { "attention" } else { "attention_variants" };
+        let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let [i, j, d] = dims;
+        Case::new(&text, function, wrt, dtype, &[("B", heads), ("H", heads), ("I", i), ("J", j), ("D", d), ("E", d)])
     }
 
     /// The gradient of `text`'s function `function` along `wrt`.
@@ -94,6 +105,17 @@ impl Case {
         let want = ir::reference::evaluate(&f, &args, &dims).unwrap();
         let name = format!("{}{}_{dtype}_{}", f.name.replace('.', "_"), "", dims.iter().map(|(n, v)| format!("{n}{v}")).collect::<String>());
         Case { name, f, dims, inputs, programs, want }
+    }
+
+    /// The largest relative error of the kernel's text on so many multiprocessors of the PTX machine; no number where bytes were not written.
+    pub fn run(&self, k: &Compiled, text: &str, multiprocessors: usize) -> Result<(f64, Report), Fault> {
+        let module = Module::parse(text).unwrap_or_else(|e| panic!("{e:?}"));
+        let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| self.inputs.get(&b.name).cloned()).collect();
+        let options = Options { budget: 1 << 24, multiprocessors, ..Options::default() };
+        let (got, report) = module.run(&k.signature, &self.dims, &inputs, &options)?;
+        let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
+        let worst = self.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) });
+        Ok((if report.unwritten.values().all(|n| *n == 0) { worst } else { f64::NAN }, report))
     }
 
     /// Relative Frobenius error per result.

@@ -4,18 +4,14 @@
 
 mod cases;
 
-use cases::{Case, edit};
+use cases::{Case, QKV, edit};
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
-use runtime::sim::{Fault, Module, Options, Report};
 
 /// Two batch entries and two heads.
 fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
-    let file = if function == "attention" { "attention" } else { "attention_variants" };
-    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let [i, j, d] = dims;
-    Case::new(&text, function, wrt, dtype, &[("B", 2), ("H", 2), ("I", i), ("J", j), ("D", d), ("E", d)])
+    Case::attention(function, wrt, dtype, 2, dims)
 }
 
 /// The kernel whose blocks are pairs, and the one without.
@@ -24,18 +20,6 @@ fn compile(c: &Case, s: &Schedule) -> Result<[Compiled; 2], Error> {
     let one = |multicast| nvptx::compile(&c.programs[0], &target, &Schedule { multicast, ..s.clone() });
     Ok([one(true)?, one(false)?])
 }
-
-/// The largest relative error of the text's results on so many multiprocessors.
-fn run(c: &Case, k: &Compiled, text: &str, multiprocessors: usize) -> Result<(f64, Report), Fault> {
-    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e:?}"));
-    let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| c.inputs.get(&b.name).cloned()).collect();
-    let (got, report) = module.run(&k.signature, &c.dims, &inputs, &Options { budget: 1 << 24, multiprocessors, ..Options::default() })?;
-    let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
-    let worst = c.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) });
-    Ok((if report.unwritten.values().all(|n| *n == 0) { worst } else { f64::NAN }, report))
-}
-
-const QKV: &[&str] = &["q", "k", "v"];
 
 #[test]
 fn clusters_are_right() {
@@ -56,7 +40,7 @@ fn clusters_are_right() {
             let [pair, single] = compile(&c, &s).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert_eq!((pair.signature.cluster, single.signature.cluster), (2, 0));
             let bound = if c.programs[0].operands == DType::F16 { 6e-4 } else { 5e-3 };
-            match (run(&c, &pair, &pair.ptx, 6), run(&c, &single, &single.ptx, 6)) {
+            match (c.run(&pair, &pair.ptx, 6), c.run(&single, &single.ptx, 6)) {
                 (Ok((e, two)), Ok((_, one))) => {
                     println!("{what}: {e:.2e}, {} of {} bytes from global memory", two.global.loaded, one.global.loaded);
                     if e.is_nan() || e > bound {
@@ -80,7 +64,7 @@ fn mistakes_show() {
     // Blocks that stay, so that what is freed last is waited for.
     let [k, _] = compile(&c, &Schedule { persistent: true, ..Schedule::warpgroups(2, 32, 32, 2) }).unwrap();
     let good = &k.ptx;
-    let (error, report) = run(&c, &k, good, 2).unwrap_or_else(|f| panic!("{f}"));
+    let (error, report) = c.run(&k, good, 2).unwrap_or_else(|f| panic!("{f}"));
     assert!(error < 5e-3, "{error}");
     let count = |what: &str| good.lines().filter(|l| l.contains(what)).count();
     let (mut missed, mut seen) = (vec![], 0);
@@ -91,7 +75,7 @@ fn mistakes_show() {
             return;
         }
         seen += 1;
-        match run(&c, &k, &text, 2) {
+        match c.run(&k, &text, 2) {
             Ok((e, _)) if e < 2e-2 => missed.push(what),
             Ok((e, _)) => println!("{what}: off by {e:.1e}"),
             Err(f) => println!("{what}: {}", f.kind.name()),

@@ -4,17 +4,14 @@
 
 mod cases;
 
-use cases::{Case, edit};
+use cases::{Case, QKV, edit};
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
 use runtime::sim::{Fault, FaultKind, Module, Options};
 
 fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
-    let file = if function == "attention" { "attention" } else { "attention_variants" };
-    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let [i, j, d] = dims;
-    Case::new(&text, function, wrt, dtype, &[("B", 1), ("H", 1), ("I", i), ("J", j), ("D", d), ("E", d)])
+    Case::attention(function, wrt, dtype, 1, dims)
 }
 
 fn compile(c: &Case, s: &Schedule) -> Result<Compiled, Error> {
@@ -31,8 +28,6 @@ fn run(c: &Case, k: &Compiled, text: &str) -> Result<f64, Fault> {
     let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
     Ok(c.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) }))
 }
-
-const QKV: &[&str] = &["q", "k", "v"];
 
 #[test]
 fn overlapped_kernels_are_right() {

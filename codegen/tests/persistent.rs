@@ -4,36 +4,19 @@
 
 mod cases;
 
-use cases::{Case, edit};
+use cases::{Case, QKV, edit};
 use codegen::nvptx::{self, Compiled, Schedule};
 use codegen::{Error, GpuTarget};
 use ir::types::DType;
-use runtime::sim::{Fault, Module, Options, Report};
 
 /// Two batch entries and two heads.
 fn attention(function: &str, wrt: &[&str], dtype: DType, dims: [i64; 3]) -> Case {
-    let file = if function == "attention" { "attention" } else { "attention_variants" };
-    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let [i, j, d] = dims;
-    Case::new(&text, function, wrt, dtype, &[("B", 2), ("H", 2), ("I", i), ("J", j), ("D", d), ("E", d)])
+    Case::attention(function, wrt, dtype, 2, dims)
 }
 
 fn compile(c: &Case, s: &Schedule) -> Result<Compiled, Error> {
     nvptx::compile(&c.programs[0], &GpuTarget::named("sm_90a").unwrap(), s)
 }
-
-/// The largest relative error of the text's results on so many multiprocessors.
-fn run(c: &Case, k: &Compiled, text: &str, multiprocessors: usize) -> Result<(f64, Report), Fault> {
-    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e:?}"));
-    let inputs: Vec<_> = k.signature.buffers.iter().filter_map(|b| c.inputs.get(&b.name).cloned()).collect();
-    let options = Options { budget: 1 << 24, multiprocessors, ..Options::default() };
-    let (got, report) = module.run(&k.signature, &c.dims, &inputs, &options)?;
-    let names = k.signature.buffers.iter().filter(|b| b.access == ir::tile::Access::Output).map(|b| b.name.clone());
-    let worst = c.errors(&names.zip(got).collect()).iter().map(|e| e.1).fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) });
-    Ok((if report.unwritten.values().all(|n| *n == 0) { worst } else { f64::NAN }, report))
-}
-
-const QKV: &[&str] = &["q", "k", "v"];
 
 fn persistent(s: Schedule) -> Schedule {
     Schedule { persistent: true, ..s }
@@ -69,7 +52,7 @@ fn persistent_kernels_are_right() {
                 let what = format!("{what} {} x {} x {}{} on {multiprocessors}", s.rows / 64, s.stream, s.stages, s.flags());
                 let tiles = k.signature.tiles(&c.dims).unwrap();
                 let bound = if c.programs[0].operands == DType::F16 { 6e-4 } else { 5e-3 };
-                match run(&c, &k, &k.ptx, multiprocessors) {
+                match c.run(&k, &k.ptx, multiprocessors) {
                     Ok((e, r)) => {
                         println!("{what}: {tiles} tiles, {e:.2e}");
                         if e.is_nan() || e > bound {
@@ -94,8 +77,8 @@ fn mistakes_show() {
     let c = attention("causal", &[], DType::BF16, [300, 150, 64]);
     let k = compile(&c, &persistent(Schedule { turns: true, lag: true, ..Schedule::warpgroups(2, 32, 32, 2) })).unwrap();
     let good = &k.ptx;
-    let right = |text: &str| run(&c, &k, text, 2).is_ok_and(|r| r.0 < 2e-2);
-    let (error, report) = run(&c, &k, good, 2).unwrap_or_else(|f| panic!("{f}"));
+    let right = |text: &str| c.run(&k, text, 2).is_ok_and(|r| r.0 < 2e-2);
+    let (error, report) = c.run(&k, good, 2).unwrap_or_else(|f| panic!("{f}"));
     assert!(error < 5e-3, "{error}");
     let count = |what: &str| good.lines().filter(|l| l.contains(what)).count();
     let (mut missed, mut seen) = (vec![], 0);
@@ -130,8 +113,8 @@ fn mistakes_show() {
     // Of loops of the same length nothing is counted, and how many blocks there are says which tile is next.
     let c = attention("attention", &[], DType::BF16, [300, 50, 64]);
     let k = compile(&c, &persistent(Schedule { lag: true, ..Schedule::warpgroups(2, 32, 32, 2) })).unwrap();
-    assert!(!k.signature.exclusive && k.ptx.matches("%nctaid.x").count() == 1 && run(&c, &k, &k.ptx, 2).is_ok_and(|r| r.0 < 5e-3));
-    assert!(!run(&c, &k, &k.ptx.replace("%nctaid.x", "%ctaid.x"), 2).is_ok_and(|r| r.0 < 2e-2), "tiles from another number on");
+    assert!(!k.signature.exclusive && k.ptx.matches("%nctaid.x").count() == 1 && c.run(&k, &k.ptx, 2).is_ok_and(|r| r.0 < 5e-3));
+    assert!(!c.run(&k, &k.ptx.replace("%nctaid.x", "%ctaid.x"), 2).is_ok_and(|r| r.0 < 2e-2), "tiles from another number on");
     assert!(seen > 40, "{seen}");
     assert!(missed.is_empty(), "not caught:\n{}", missed.join("\n"));
 }

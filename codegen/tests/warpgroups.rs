@@ -11,9 +11,7 @@ use ir::types::DType;
 use runtime::sim::{Fault, Module, Options};
 
 fn attention(function: &str, wrt: &[&str], d: i64) -> Case {
-    let file = if function == "attention" { "attention" } else { "attention_variants" };
-    let text = std::fs::read_to_string(format!("{}/../examples/{file}.pf", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    Case::new(&text, function, wrt, DType::BF16, &[("B", 1), ("H", 1), ("I", 150), ("J", 150), ("D", d), ("E", d)])
+    Case::attention(function, wrt, DType::BF16, 1, [150, 150, d])
 }
 
 fn compiled(c: &Case, s: &Schedule) -> Compiled {

@@ -107,7 +107,7 @@ impl Shared {
     }
     /// The same, of a place.
     pub(super) fn describe_place(&self, place: usize) -> String {
-        self.describe(((place / self.size) << RANK | place % self.size) as u64)
+        self.describe((((place / self.size) << RANK) | (place % self.size)) as u64)
     }
     /// The block that has a place.
     pub(super) fn block_of(&self, place: usize) -> usize {
