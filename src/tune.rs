@@ -135,7 +135,7 @@ fn candidates(p: &Program, target: &GpuTarget, assembler: Option<&Assembler>, di
     let half = if groups.is_empty() { 0 } else { most.div_ceil(2) };
     // Of the best by warpgroups, also what the model says nothing of, where there is such a form.
     let varied: Vec<(Schedule, f64)> = groups.first().map_or(vec![], |(s, cost)| {
-        let all = [Schedule { multicast: true, ..s.clone() }, Schedule { persistent: true, ..s.clone() }, Schedule { turns: !s.turns, ..s.clone() }, Schedule { lag: !s.lag, ..s.clone() }, Schedule { polynomial: 2, ..s.clone() }];
+        let all = [Schedule { multicast: !s.multicast, ..s.clone() }, Schedule { persistent: !s.persistent, ..s.clone() }, Schedule { turns: !s.turns, ..s.clone() }, Schedule { lag: !s.lag, ..s.clone() }, Schedule { polynomial: 2, ..s.clone() }];
         all.into_iter().filter(|s| nvptx::registers(p, target, s).is_ok()).map(|s| (s, *cost)).take(half.saturating_sub(1)).collect()
     });
     let plain = half - varied.len();
